@@ -1,0 +1,256 @@
+"""The options of train.py, and how every script reads its command line. The only door to tyro."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+# Threads that wait by spinning make a step 4 times slower as soon as another process needs a core (measured: 0.77 s
+# against 3.5 s). It must be set before torch starts its threads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+Positional = tyro.conf.Positional
+Repeated = tyro.conf.UseAppendAction
+
+
+class ConfigError(ValueError):
+    """A wrong flag, or flags that contradict each other."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a Faster R-CNN; MLflow keeps its parameters, metrics and every checkpoint. Prints the run ID."""
+
+    data: str = "generated"
+    """Dataset: a folder or file (COCO JSON, Pascal VOC), or `generated` for the built-in set of coloured shapes."""
+    model: str | None = None
+    """A torchvision Faster R-CNN by its name, or timm/NAME for any timm backbone. [fasterrcnn_resnet50_fpn_v2]"""
+    weights: str | None = None
+    """Start from: coco, backbone (ImageNet), none, a checkpoint file, or a RUN. [coco; none for generated data]"""
+    backbone_weights: Path | None = None
+    """A file with classification weights for the backbone (nothing is downloaded then)."""
+    trainable_layers: int | None = None
+    """Backbone stages that train, counted from the last. [3 after pretraining, all otherwise]"""
+    norm: Literal["frozen", "batch"] | None = None
+    """Batch norm of the backbone: frozen statistics, or trained. [frozen after pretraining]"""
+    image_min_size: int | None = None
+    """Images are resized to this shorter side …. [the model's own, mostly 800]"""
+    image_max_size: int | None = None
+    """… unless the longer side would pass this. [the model's own, mostly 1333]"""
+    anchor_sizes: tuple[int, ...] | None = None
+    """Anchor side in pixels for each feature level, finest first. [the model's own]"""
+    fpn_channels: int | None = None
+    """Width of the feature pyramid (timm models). [256]"""
+    roi_samples: int | None = None
+    """Proposals sampled per image to train the box head. [512]"""
+    proposals: int | None = None
+    """Proposals kept per image. [torchvision's: 2000 in training, 1000 after]"""
+    score_threshold: float | None = None
+    """The model drops detections below this score; 0 keeps all. [0.05]"""
+
+    epochs: int | None = None
+    """Passes over the training split. [24]"""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps in all, with a last evaluation and checkpoint."""
+    batch_size: int | None = None
+    """Images in a step. [4]"""
+    optimizer: Literal["sgd", "adamw"] | None = None
+    """[sgd]"""
+    lr: float | None = None
+    """Learning rate, never scaled when given. [sgd: 0.00125 × batch size, torchvision's 0.02 for 16; adamw: 1e-4]"""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float | None = None
+    """[sgd: 1e-4; adamw: 0.05]"""
+    schedule: Literal["multistep", "cosine"] | None = None
+    """After the warm-up: ÷10 at each milestone, or a cosine to zero. [multistep]"""
+    milestones: tuple[int, ...] | None = None
+    """Epochs after which multistep divides the rate by 10. [two thirds and eleven twelfths of the epochs]"""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up. [500, at most one epoch]"""
+    clip_norm: float | None = None
+    """Clip the gradient to this norm. [off]"""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """Mixed precision."""
+    augmentation: str | None = None
+    """none, flip, dihedral (flips and quarter turns), standard or strong. [flip]"""
+    seed: int = 0
+    """Every random draw follows from it, whatever the number of workers."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    workers: int | None = None
+    """Processes that load images; the result does not depend on it. [cores, at most 4; 0 for generated data]"""
+    evaluate_every: int = 1
+    """Epochs between validations; the last epoch is always validated."""
+    best_metric: str = "val/AP"
+    """The logged metric that makes a checkpoint the best (lower is better for losses)."""
+    checkpoint_every: str = "10m"
+    """Also write the resumable last.pth in mid-epoch: 500 (steps) or 10m (minutes)."""
+    publish: Literal["auto", "always", "never"] = "auto"
+    """Keep models/faster_rcnn at the run's best: unless another run publishes or it is pinned; always; never."""
+
+    experiment: str = "faster-rcnn"
+    """MLflow experiment."""
+    run_name: str | None = None
+    """Readable name of the run. [made by MLflow]"""
+    tag: Annotated[tuple[str, ...], Repeated] = ()
+    """KEY=VALUE for the MLflow run; repeat the flag for more."""
+    resume: str | None = None
+    """Continue this RUN (ID, unique prefix or name) in its own MLflow run."""
+
+    def __post_init__(self):
+        positive = ("epochs", "max_steps", "batch_size", "lr", "image_min_size", "image_max_size", "fpn_channels")
+        for name in (*positive, "roi_samples", "proposals", "clip_norm", "evaluate_every"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{flag(name)} must be above 0, not {value}")
+        for name in ("workers", "warmup_steps", "weight_decay", "momentum", "seed", "score_threshold"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ConfigError(f"{flag(name)} must not be negative, not {value}")
+        if self.milestones is not None and self.schedule == "cosine":
+            raise ConfigError("--milestones belong to --schedule multistep, not to cosine")
+        if self.image_min_size and self.image_max_size and self.image_min_size > self.image_max_size:
+            raise ConfigError(f"--image-min-size {self.image_min_size} is above --image-max-size {self.image_max_size}")
+        if self.backbone_weights is not None and self.weights not in (None, "none", "backbone"):
+            raise ConfigError(f"--backbone-weights and --weights {self.weights} both give the backbone: choose one")
+        parse_interval(self.checkpoint_every)
+        for pair in self.tag:
+            if not pair.partition("=")[0] or "=" not in pair:
+                raise ConfigError(f"--tag takes KEY=VALUE, not {pair!r}")
+
+
+# What `python train.py` alone runs: small images, few samples and proposals, because they decide a CPU's speed.
+GENERATED = {
+    "model": "timm/resnet10t",
+    "weights": "none",
+    "image_min_size": 192,
+    "image_max_size": 256,
+    "anchor_sizes": (24, 40, 64, 96, 128),
+    "fpn_channels": 64,
+    "roi_samples": 64,
+    "proposals": 200,
+    "epochs": 8,
+    "batch_size": 4,
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "schedule": "cosine",
+    "warmup_steps": 50,
+    "clip_norm": 10.0,
+    "workers": 0,
+}
+
+
+def resolved(config: TrainConfig, *, cores: int) -> tuple[TrainConfig, dict[str, Any]]:
+    """The configuration with every default filled in that does not need the data, and those defaults by name."""
+    recipe = GENERATED if config.data == "generated" else {}
+    pick = lambda name, default: recipe.get(name, default) if getattr(config, name) is None else getattr(config, name)  # noqa: E731
+    optimizer, batch_size = pick("optimizer", "sgd"), pick("batch_size", 4)
+    model = pick("model", "fasterrcnn_resnet50_fpn_v2")
+    is_timm = model.startswith("timm/")  # timm has backbones, not detectors: no COCO weights
+    weights = pick("weights", "backbone" if is_timm or config.backbone_weights else "coco")
+    epochs = pick("epochs", 24)
+    defaults = {
+        **{"model": model, "weights": weights},
+        # Small batches spoil batch statistics, so pretrained ones are kept; torchvision's v2 is defined with batch norm.
+        "norm": "batch" if weights == "none" or model.endswith("_v2") else "frozen",
+        "trainable_layers": None if weights == "none" or is_timm else 3,
+        **{"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "schedule": "multistep"},
+        "lr": 0.00125 * batch_size if optimizer == "sgd" else 1e-4,
+        "weight_decay": 1e-4 if optimizer == "sgd" else 0.05,
+        **{"warmup_steps": 500, "augmentation": "flip", "workers": min(4, cores)},
+    } | recipe
+    if pick("schedule", defaults["schedule"]) == "multistep":
+        defaults["milestones"] = (round(epochs * 2 / 3), round(epochs * 11 / 12))
+    chosen = {name: value for name, value in defaults.items() if getattr(config, name) is None and value is not None}
+    return replace(config, **chosen), chosen
+
+
+MAY_CHANGE = ("epochs", "max_steps", "device", "workers", "checkpoint_every", "publish", "resume", "tag", "run_name")
+
+
+def for_resume(stored: TrainConfig, asked: TrainConfig) -> TrainConfig:
+    """`asked`, its open options taken from the run; ConfigError names each flag that differs and may not."""
+    asked = replace(asked, **{f.name: getattr(stored, f.name) for f in fields(stored) if getattr(asked, f.name) is None})
+    changed = [f.name for f in fields(stored) if getattr(stored, f.name) != getattr(asked, f.name)]
+    refused = [name for name in changed if name not in MAY_CHANGE]
+    if refused:
+        told = ", ".join(f"{flag(name)} ({getattr(stored, name)} → {getattr(asked, name)})" for name in refused)
+        raise ConfigError(f"A resumed run keeps its configuration; not allowed to change: {told}. Start a new run instead")
+    return asked
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def parse_interval(text: str) -> tuple[str, float]:
+    """`500` → ("steps", 500), `10m` → ("seconds", 600)."""
+    number, unit = (text[:-1], "seconds") if text.endswith("m") else (text, "steps")
+    try:
+        value = float(number) * (60 if unit == "seconds" else 1)
+    except ValueError:
+        value = 0.0
+    if value <= 0 or (unit == "steps" and value != int(value)):
+        raise ConfigError(f"--checkpoint-every takes steps (500) or minutes (10m), not {text!r}")
+    return unit, value
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """The configuration as JSON-able values."""
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+
+
+def from_plain(values: dict[str, Any]) -> TrainConfig:
+    """The inverse of `to_plain`; names of an older or newer version that are unknown here are left out."""
+    known = {f.name for f in fields(TrainConfig)}
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in known}
+    if values.get("backbone_weights") is not None:
+        values["backbone_weights"] = Path(values["backbone_weights"])
+    return TrainConfig(**values)
+
+
+def parse(options: type, arguments: Sequence[str] | None = None, default: Any = None) -> Any:
+    """The options from the command line; tyro prints usage errors and exits with 2."""
+    extra = {} if default is None else {"default": default}
+    # No "no-…" twins and no colours in pipes: the help stays one line an option.
+    marks = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
+    return tyro.cli(options, args=arguments, config=marks, **extra)
+
+
+def command(main: Callable[[Any], Any], read: Callable[[], Any]) -> None:
+    """Run a script: `read` its options, run `main`, exit with its code; a user's mistake is one message."""
+    try:
+        code = main(read())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = 141  # the reader of our output went away, as `head` does
+        sys.stderr.close()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        code = 130
+    except Exception as error:
+        code = _explained(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explained(error: Exception) -> int:
+    code = getattr(error, "exit_code", None)
+    if isinstance(code, int):
+        print(f"{'' if code > 128 else 'error: '}{error}", file=sys.stderr)  # above 128: stopped by a signal
+        return code
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    print(f"internal error: {type(error).__name__}: {error}", file=sys.stderr)
+    print(f"  at {place.filename}:{place.lineno} in {place.name}. Please report this, with the line above.", file=sys.stderr)
+    if os.environ.get("TRACEBACK"):
+        traceback.print_exception(error)
+    return 70

@@ -1,0 +1,136 @@
+"""From what a reader found to records: every file, size and box is checked here, once, and every defect is named."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.images import displayed_sizes
+from data.records import DataError, Defect, Record
+
+SMALLEST_SIDE = 0.01  # px; below that a box loses its size when coordinates become float32
+CLIP_TOLERANCE = 0.01  # px over the edge that are rounding, not a defect
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundObject:
+    what: str  # for messages: "annotation 17 (RBC)"
+    class_name: str
+    box: tuple[float, ...] | None  # xyxy in absolute pixels as annotated; None: not four numbers
+    iscrowd: int = 0
+    area: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundImage:
+    name: str
+    path: Path | None  # None: there is no such file
+    declared_size: tuple[int, int] | None  # width, height as annotated
+    objects: list[FoundObject]
+
+
+def checked_records(split, images, classes, *, looked_in):
+    """(records in order of name, defects) of one split's `images`."""
+    images = sorted(images, key=lambda image: image.name)
+    _refuse_missing(split, images, looked_in)
+    labels = {name: label for label, name in enumerate(classes, start=1)}
+    sizes = displayed_sizes([image.path for image in images])
+    records, defects = [], []
+    for image_id, (image, size) in enumerate(zip(images, sizes, strict=True), start=1):
+        record, found = _checked_record(split, image_id, image, size, labels)
+        records.append(record)
+        defects += found
+    return records, defects
+
+
+def _refuse_missing(split, images, looked_in):
+    missing = [image.name for image in images if image.path is None]
+    if missing:
+        shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+        raise DataError(
+            f"{len(missing)} of the {len(images)} images of {split!r} are missing: {shown}. "
+            f"Looked in {looked_in}. Put them there, or take them out of the annotations."
+        )
+
+
+def _checked_record(split, image_id, image, size, labels):
+    width, height = size
+    defects = []
+    if image.declared_size not in (None, size):
+        defects.append(_size_defect(split, image, size))
+    boxes, kept = [], []
+    for found in image.objects:
+        box, problem = _checked_box(found.box, width, height)
+        if problem:
+            kind, detail, action = problem
+            file, what = image.name, found.what
+            severity = "warning"
+            defects.append(
+                Defect(kind=kind, severity=severity, split=split, file=file, object=what, detail=detail, action=action)
+            )
+        if box:
+            boxes.append(box)
+            kept.append(found)
+    boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    record = Record(
+        image_id=image_id,
+        name=image.name,
+        path=image.path,
+        width=width,
+        height=height,
+        boxes=boxes,
+        labels=np.array([labels[found.class_name] for found in kept], dtype=np.int64),
+        iscrowd=np.array([found.iscrowd for found in kept], dtype=np.uint8),
+        area=_areas(boxes, [found.area for found in kept]),
+    )
+    return record, defects
+
+
+def _size_defect(split, image, size):
+    annotated = "{}×{}".format(*image.declared_size)
+    detail = "annotated as {}, but the file shows {}×{} pixels".format(annotated, *size)
+    if image.declared_size == size[::-1]:
+        detail += " (annotated on the unrotated image? Its EXIF orientation turns it)"
+    return Defect(
+        kind="size-differs",
+        severity="error",
+        split=split,
+        file=image.name,
+        object=None,
+        detail=detail,
+        action="the file's size is used; the boxes may be wrong",
+    )
+
+
+def _checked_box(box, width, height):
+    """(box or None, None or (kind, detail, action)): clipped to the image, or dropped where nothing is left of it."""
+    dropped = "box dropped"
+    if box is None:
+        return None, ("box-malformed", "the box is not four numbers", dropped)
+    if not all(map(math.isfinite, box)):
+        return None, ("box-not-finite", f"the box is {_written(box)}", dropped)
+    x1, y1, x2, y2 = box
+    if x2 - x1 < SMALLEST_SIDE or y2 - y1 < SMALLEST_SIDE:
+        return None, ("box-no-size", f"the box {_written(box)} is {x2 - x1:g}×{y2 - y1:g} pixels", dropped)
+    clipped = (min(max(x1, 0.0), width), min(max(y1, 0.0), height), min(max(x2, 0.0), width), min(max(y2, 0.0), height))
+    over = max(abs(before - after) for before, after in zip(box, clipped, strict=True))
+    if clipped[2] - clipped[0] < SMALLEST_SIDE or clipped[3] - clipped[1] < SMALLEST_SIDE:
+        return None, ("box-outside", f"the box {_written(box)} lies outside the {width}×{height} image", dropped)
+    if over > CLIP_TOLERANCE:
+        detail = f"the box {_written(box)} leaves the {width}×{height} image by {over:g} pixels"
+        return clipped, ("box-over-edge", detail, "box clipped")
+    return clipped, None
+
+
+def _written(box):
+    return "[" + ", ".join(f"{value:g}" for value in box) + "]"
+
+
+def _areas(boxes, given):
+    """The annotated (mask) area where it makes sense, never more than the box's own."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    of_boxes = sides[:, 0] * sides[:, 1]
+    # `not value > 0` is true of NaN as well.
+    of_masks = np.array([math.inf if value is None or not value > 0 else value for value in given], dtype=np.float64)
+    return np.minimum(of_boxes, of_masks)

@@ -1,0 +1,115 @@
+"""From records to batches of tensors. Every random draw of a sample comes from (seed, epoch, index)."""
+
+import signal
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from data import generated
+from data.images import read_image
+from data.records import DataError
+
+
+class DetectionDataset(Dataset):
+    """Samples of some records, by key: (epoch, index) in training; a plain index is epoch 0, for evaluation.
+
+    A sample is (uint8 tensor (3, H, W), target) with target = boxes float32 (N, 4) xyxy in absolute pixels,
+    labels int64 (N,) from 1, area float32 (N,), iscrowd uint8 (N,), image_id int, and sample_seed int for whatever
+    else is drawn for this sample. Train with drop_crowd=True (a crowd's box is no example of one object);
+    evaluation needs the crowds, to forgive detections inside them.
+    """
+
+    def __init__(self, records, *, seed=0, transform=None, drop_crowd=False, render=generated.render):
+        self.records = records
+        self.seed = seed
+        self.transform = transform
+        self.drop_crowd = drop_crowd
+        self.render = render
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, key):
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        record = self.records[index]
+        sample_seed, transform_seed = sample_seeds(self.seed, epoch, index)
+        image = load_image(record, render=self.render)
+        kept = np.flatnonzero(record.iscrowd == 0) if self.drop_crowd else np.arange(len(record.boxes))
+        boxes, labels, area = record.boxes[kept], record.labels[kept], record.area[kept]
+        iscrowd = record.iscrowd[kept]
+        if self.transform is not None:
+            image, moved, labels, still = self.transform(image, boxes, labels, transform_seed)
+            # The mask's share of its box stays what it was.
+            area = area[still] * (_box_areas(moved) / _box_areas(boxes[still]))
+            boxes, iscrowd = moved, iscrowd[still]
+        target = {
+            "boxes": torch.from_numpy(boxes.astype(np.float32)),
+            "labels": torch.from_numpy(labels),
+            "area": torch.from_numpy(area.astype(np.float32)),
+            "iscrowd": torch.from_numpy(iscrowd),
+            "image_id": record.image_id,
+            "sample_seed": sample_seed,
+        }
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), target
+
+
+def load_image(record, *, render=generated.render):
+    """uint8 (H, W, 3) RGB pixels of a record, read or drawn."""
+    image = render(record) if record.path is None else read_image(record.path)
+    if image.shape[:2] != (record.height, record.width):
+        height, width = image.shape[:2]
+        raise DataError(
+            f"{record.path or record.name} is {width}×{height} pixels now and was {record.width}×{record.height} "
+            "when the data set was opened. Start again with files that do not change."
+        )
+    return image
+
+
+def sample_seeds(seed, epoch, index):
+    """Two independent seeds of a sample: 63 bits for the model's own draws, 32 for the augmentation."""
+    state = np.random.SeedSequence([seed, epoch, index]).generate_state(2, np.uint64)
+    return int(state[0]) >> 1, int(state[1]) >> 32
+
+
+def _box_areas(boxes):
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def collate(batch):
+    """(images, targets) as lists: images of a batch differ in size."""
+    images, targets = zip(*batch, strict=True)
+    return list(images), list(targets)
+
+
+def worker_init(_worker_id):
+    """Leave signals to the main process, which stops between steps, and threads to the other workers."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def train_loader(dataset, batches, *, workers=0, pin_memory=False):
+    """Batches of one epoch, given as lists of keys (EpochBatches.batches); equal for any number of workers."""
+    return _loader(dataset, batch_sampler=batches, workers=workers, pin_memory=pin_memory)
+
+
+def eval_loader(dataset, batch_size, *, workers=0, pin_memory=False):
+    """Every sample once, in order."""
+    return _loader(dataset, batch_size=batch_size, workers=workers, pin_memory=pin_memory)
+
+
+def _loader(dataset, *, workers, **options):
+    if workers:
+        cv2.setNumThreads(0)  # a fork of a process whose OpenCV has a thread pool can hang in the child
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=worker_init if workers else None,
+        # Without a generator of its own, a loader draws from the global one whenever it is started.
+        generator=torch.Generator().manual_seed(0),
+        **options,
+    )

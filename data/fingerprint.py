@@ -1,0 +1,44 @@
+"""Digests that say whether two data sets are the same, wherever and in whatever order their files lie."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+DIGITS = 16
+
+
+def of_image(record):
+    """sha256 (hex) of an image's file, or of what a drawn image is drawn from."""
+    if record.path is None:
+        return hashlib.sha256(str(record.source).encode()).hexdigest()
+    with record.path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def of_records(records, classes):
+    """Digest of a split: classes, names, image contents and annotations.
+
+    Records come sorted by name, so the order of files on disk and in a JSON does not matter. Folders are left
+    out of the names: a data set is the same one whether it is opened by its folder or by its parent.
+    """
+    with ThreadPoolExecutor(8) as pool:  # hashing and reading release the GIL
+        contents = list(pool.map(of_image, records))
+    digest = hashlib.sha256(repr(tuple(classes)).encode())
+    for record, content in zip(records, contents, strict=True):
+        name = record.name.rpartition("/")[2]
+        digest.update(f"\n{name}\0{content} {record.width}x{record.height}".encode())
+        digest.update(_rows(record).tobytes())
+    return digest.hexdigest()[:DIGITS]
+
+
+def of_splits(digests):
+    """Digest of a data set from {split: digest}."""
+    return hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()[:DIGITS]
+
+
+def _rows(record):
+    """One row of integers an object, sorted; 1/100 px is finer than annotations are and coarser than rounding."""
+    columns = [record.boxes * 100, record.labels, record.iscrowd, record.area]
+    rows = np.column_stack([np.round(column) for column in columns]).astype("<i8")
+    return rows[np.lexsort(rows.T)]

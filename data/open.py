@@ -1,0 +1,137 @@
+"""Opens a data set by its path: recognises the format and names the splits alike."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from data.coco import CocoFile, read_coco
+from data.generated import generated_data
+from data.records import DataError, DetectionData
+from data.splits import complete_splits, in_two_splits
+from data.voc import read_voc
+
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_WORD = re.compile(r"(?<![a-z])(training|train|validation|valid|val|test)(?=20\d\d|[^a-z0-9]|$)")
+
+
+def open_data(where, *, seed=0, generated_images=(400, 100, 100)):
+    """The data set at a path, or the drawn one for the word "generated".
+
+    `seed` and `generated_images` (train, val, test) belong to the drawn one. Raises DataError where nothing
+    is recognised or the data cannot be used; what can be used with care is in the result's `defects`.
+    """
+    if str(where) == "generated":
+        train, val, test = generated_images
+        return generated_data(seed=seed, train=train, val=val, test=test)
+    path = Path(where).expanduser().resolve()
+    if not path.exists():
+        raise DataError(f"There are no data at {path}. Give a folder or a COCO JSON file, or the word: generated")
+    voc = _voc_folder(path)
+    files = [] if voc == path else _coco_files(path)
+    if files:
+        format_name, root = "coco", path if path.is_dir() else _root_of_json(path)
+        classes, splits, defects = read_coco(root, files)
+    elif voc:
+        format_name, root = "voc", voc
+        classes, splits, defects = read_voc(voc)
+    else:
+        raise DataError(_unrecognised(path))
+    splits, defects, rule = complete_splits(path, splits, defects)
+    return DetectionData(
+        name=path.stem if path.is_file() else path.name,
+        format=format_name,
+        root=root,
+        classes=classes,
+        splits=splits,
+        defects=defects + in_two_splits(splits),
+        split_rule=rule,
+    )
+
+
+def _voc_folder(path):
+    candidates = [path, *sorted(child for child in path.iterdir() if child.is_dir())] if path.is_dir() else []
+    found = [folder for folder in candidates if (folder / "Annotations").is_dir() and (folder / "JPEGImages").is_dir()]
+    if len(found) > 1 and found[0] != path:
+        raise DataError(f"{path} holds several Pascal VOC folders: {_listed(found)}. Give one of them.")
+    return found[0] if found else None
+
+
+def _coco_files(path):
+    """The JSON files of a COCO data set, or [] where there are none."""
+    if path.is_file():
+        return [_coco_file(_root_of_json(path), "train", path)] if path.suffix.lower() == ".json" else []
+    roboflow = _one_a_folder(path)
+    if roboflow:
+        return roboflow
+    for folder in (path / "annotations", path):
+        found = sorted(folder.glob("[!.]*.json"))
+        instances = [each for each in found if each.stem.startswith("instances")]
+        if found:  # COCO's own folder holds captions and key points as well
+            return _by_split(path, instances or found)
+    return []
+
+
+def _one_a_folder(path):
+    """Roboflow's layout: train/, valid/ and test/, each with its images and its own JSON."""
+    files = []
+    for folder in sorted(path.iterdir()):
+        found = sorted(folder.glob("[!.]*.json")) if folder.name.lower() in SPLIT_NAMES and folder.is_dir() else []
+        found = [each for each in found if each.name == "_annotations.coco.json"] or found
+        if len(found) > 1:
+            raise DataError(f"{folder} holds several JSON files: {_listed(found)}. Leave the one to use.")
+        files += [_coco_file(path, SPLIT_NAMES[folder.name.lower()], each) for each in found]
+    _refuse_two_of_a_split(files)
+    return files
+
+
+def _by_split(root, found):
+    words = {each: SPLIT_WORD.findall(each.stem.lower()) for each in found}
+    if len(found) == 1 and not words[found[0]]:
+        return [_coco_file(root, "train", found[0])]
+    files = [_coco_file(root, SPLIT_NAMES[words[each][-1]], each) for each in found if words[each]]
+    if not files:
+        raise DataError(
+            f"None of the JSON files in {found[0].parent} has train, val or test in its name: {_listed(found)}. "
+            "Rename them (instances_train.json), or give one of the files."
+        )
+    _refuse_two_of_a_split(files)
+    return files
+
+
+def _refuse_two_of_a_split(files):
+    for split, count in Counter(file.split for file in files).items():
+        if count > 1:
+            several = [file.path for file in files if file.split == split]
+            raise DataError(f"Several JSON files for {split!r}: {_listed(several)}. Leave or give the one to use.")
+
+
+def _root_of_json(path):
+    return path.parent.parent if path.parent.name.lower() == "annotations" else path.parent
+
+
+def _coco_file(root, split, path):
+    """A JSON with the folders where its images may lie: by the split's names, beside the JSON, in images/."""
+    words = re.findall(r"(?:train|val|test)[a-z]*\d*", path.stem.lower())
+    own = [name for name, meaning in SPLIT_NAMES.items() if meaning == split]
+    names = list(dict.fromkeys([*words, *own, *(f"{name}2017" for name in own)]))
+    folders = [path.parent if path.parent.name.lower() in SPLIT_NAMES else None]
+    folders += [base / name for base in (root, root / "images") for name in names]
+    folders += [root / name / "images" for name in names]
+    folders += [root / "images", root / "data", path.parent, root]
+    return CocoFile(split=split, path=path, image_folders=list(dict.fromkeys(filter(None, folders))))
+
+
+def _listed(items):
+    names = [item.name if isinstance(item, Path) else str(item) for item in items]
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+
+
+def _unrecognised(path):
+    looked_for = (
+        "COCO (annotations/*train*.json, train/_annotations.coco.json, or one JSON) "
+        "and Pascal VOC (Annotations/ beside JPEGImages/)"
+    )
+    if path.is_file():
+        return f"{path} is not a .json file. Looked for {looked_for}."
+    found = sorted(child.name + ("/" if child.is_dir() else "") for child in path.iterdir())
+    return f"No data set is recognised in {path}. Looked for {looked_for}; found {_listed(found) or 'an empty folder'}."

@@ -1,0 +1,98 @@
+"""What every reader produces: records, defects, and the description of a whole data set."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from data import fingerprint
+
+
+class DataError(ValueError):
+    """The data cannot be used as they are; the message says what, where, and what to do."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Record:
+    """One image with its objects, checked: every box is finite, has a size, and lies in the image."""
+
+    image_id: int  # 1.. within the split, in order of name; never the file's own id (those collide between splits)
+    name: str  # posix path relative to the data set's root; unique within the split
+    path: Path | None  # None: the image is drawn, not read
+    width: int  # pixels as displayed, i.e. after the EXIF orientation
+    height: int
+    boxes: np.ndarray  # float64 (N, 4) xyxy, absolute pixels, 0 <= x1 < x2 <= width
+    labels: np.ndarray  # int64 (N,), 1..C
+    iscrowd: np.ndarray  # uint8 (N,)
+    area: np.ndarray  # float64 (N,) square pixels: COCO's (of the mask) where given, else the box's
+    source: object | None = None  # what a drawn image is drawn from; its str() identifies the content
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defect:
+    """Something wrong in the data, and what the reader did about it."""
+
+    kind: str
+    severity: str  # "error": the data need mending; "warning": usable as read
+    split: str
+    file: str
+    object: str | None
+    detail: str
+    action: str
+
+    def __str__(self):
+        where = f"{self.file}, {self.object}" if self.object else self.file
+        return f"{self.severity}: {self.split}: {where}: {self.detail} ({self.action})"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DetectionData:
+    """A data set as found: its classes in label order, its splits, and everything that is wrong with it."""
+
+    name: str
+    format: str  # "coco", "voc" or "generated"
+    root: Path | None
+    classes: tuple[str, ...]  # label i is classes[i - 1]; the background is not among them
+    splits: dict[str, list[Record]]
+    defects: list[Defect] = field(default_factory=list)
+    split_rule: str
+
+    def records(self, split):
+        """The records of one split."""
+        if split not in self.splits:
+            raise DataError(f"{self.name} has no split {split!r}. It has: {', '.join(self.splits)}.")
+        return self.splits[split]
+
+    @cached_property
+    def _split_digests(self):
+        return {}
+
+    def split_fingerprint(self, split):
+        """16 hex digits that change with this split's images, annotations or classes (reads every image once)."""
+        if split not in self._split_digests:
+            self._split_digests[split] = fingerprint.of_records(self.records(split), self.classes)
+        return self._split_digests[split]
+
+    @cached_property
+    def fingerprint(self):
+        """16 hex digits of the whole data set: of all its splits, by name."""
+        return fingerprint.of_splits({split: self.split_fingerprint(split) for split in self.splits})
+
+    def describe(self):
+        """Lines for people: what was found."""
+        where = f" in {self.root}" if self.root else ""
+        lines = [f"{self.name}: {self.format}{where}; {self.split_rule}"]
+        for split, records in self.splits.items():
+            boxes = sum(len(record.boxes) for record in records)
+            empty = sum(len(record.boxes) == 0 for record in records)
+            lines.append(f"  {split}: {len(records)} images, {boxes} boxes, {empty} images without objects")
+        lines.append(f"  {len(self.classes)} classes: {', '.join(self.classes)}")
+        if self.defects:
+            kinds = Counter((defect.severity, defect.kind) for defect in self.defects)
+            found = ", ".join(f"{count} {kind} ({severity})" for (severity, kind), count in kinds.items())
+            lines.append(f"  defects: {found}")
+        return lines

@@ -1,0 +1,73 @@
+"""Where a data set has no val split: a stable one. And images that two splits share."""
+
+import hashlib
+import operator
+import re
+from dataclasses import replace
+from itertools import compress
+
+from data.records import DataError, Defect
+
+VAL_SHARE = 0.2
+OWN_RULE = "the data set's own splits"
+MADE_RULE = (
+    "val was split off by us: the images whose sha256 of the file name is in its lowest 20 % "
+    "(Roboflow's versions of one photo stay together)"
+)
+ROBOFLOW_VERSION = re.compile(r"\.rf\.[0-9a-zA-Z]{16,}(?=\.)")
+
+
+def complete_splits(path, splits, defects):
+    """(splits with a val among them, defects under the split their image ended in, where the splits are from)."""
+    if not splits.get("train"):
+        raise DataError(f"{path} has no images to train on; its splits: {', '.join(splits) or 'none'}.")
+    if "val" in splits:
+        return splits, defects, OWN_RULE
+    shares = [_share(record.name) for record in splits["train"]]
+    lowest, highest = min(shares), max(shares)
+    if lowest == highest:
+        raise DataError(f"{path} has no val split, and one cannot be made of one photo: at least two are needed.")
+    # Where the hash leaves one side empty, it gets the photo that is nearest.
+    is_val = [share == lowest or (share < VAL_SHARE and share != highest) for share in shares]
+    made = {
+        "train": _numbered(compress(splits["train"], map(operator.not_, is_val))),
+        "val": _numbered(compress(splits["train"], is_val)),
+    }
+    others = {split: records for split, records in splits.items() if split != "train"}
+    in_val = {record.name for record in made["val"]}
+    moved = [replace(each, split="val") if each.split == "train" and each.file in in_val else each for each in defects]
+    return made | others, moved, MADE_RULE
+
+
+def _share(name):
+    """A number in 0..1 that depends on the file's name alone, so it stays when files are added or moved."""
+    photo = ROBOFLOW_VERSION.sub("", name.rpartition("/")[2])
+    return int(hashlib.sha256(photo.encode()).hexdigest()[:8], 16) / 2**32
+
+
+def _numbered(records):
+    records = sorted(records, key=lambda record: record.name)
+    return [replace(record, image_id=image_id) for image_id, record in enumerate(records, start=1)]
+
+
+def in_two_splits(splits):
+    """A defect for each image file that is in two splits: a score on the second of them says nothing."""
+    first_split, defects = {}, []
+    for split, records in splits.items():
+        for record in records:
+            other = first_split.setdefault(record.path, split)
+            if other != split:
+                defects.append(_leak(split, record, other))
+    return defects
+
+
+def _leak(split, record, other):
+    return Defect(
+        kind="image-in-two-splits",
+        severity="error",
+        split=split,
+        file=record.name,
+        object=None,
+        detail=f"the same file is in {other!r}",
+        action="kept in both",
+    )

@@ -1,0 +1,105 @@
+"""Augmentation presets. Albumentations is used nowhere else."""
+
+import math
+import os
+
+# Its import asks a server for newer versions otherwise.
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+import albumentations as A
+import numpy as np
+
+PRESETS = ("none", "flip", "dihedral", "standard", "strong")
+
+SMALLEST_SIDE = 0.5  # px; what a crop leaves of a box below that is nothing to learn from
+SMALLEST_VISIBLE_SHARE = 0.25
+FILL = (124, 116, 104)  # ImageNet's mean colour, which the detectors' normalisation maps to 0
+
+
+class BoxSafeCrop(A.BBoxSafeRandomCrop):
+    """A crop that cuts no box and at most a quarter of the image from each side.
+
+    Albumentations' own crops down to the boxes, so that few small ones leave an image of some pixels, or of none
+    (it raises), and it loses the fraction of a pixel at a box's far edge.
+    """
+
+    def get_params_dependent_on_data(self, params, data):
+        """The corners of the crop, in pixels."""
+        height, width = params["shape"][:2]
+        boxes = np.array([box[:4] for box in data["bboxes"]]).reshape(-1, 4)  # in 0..1 of the image
+        free = *boxes[:, :2].min(axis=0, initial=1), *(1 - boxes[:, 2:]).min(axis=0, initial=1)
+        left, top, right, bottom = (self.py_random.random() * min(max(share, 0), 0.25) for share in free)
+        far = math.ceil(width * (1 - right)), math.ceil(height * (1 - bottom))
+        return {"crop_coords": (int(width * left), int(height * top), *far)}
+
+
+class Transform:
+    """One augmentation pipeline; its result depends on its arguments alone."""
+
+    def __init__(self, steps):
+        boxes = A.BboxParams(
+            format="pascal_voc", label_fields=["index"], clip=True, min_visibility=SMALLEST_VISIBLE_SHARE
+        )
+        self.pipeline = A.Compose(steps, bbox_params=boxes)
+
+    def __call__(self, image, boxes, labels, seed):
+        """(image, boxes, labels, kept) of a uint8 (H, W, 3) image with boxes (N, 4) xyxy in absolute pixels.
+
+        `kept` holds the indices of the boxes that are left, in the order of the result: whatever else belongs to
+        a box is picked with it. The image's size may change.
+        """
+        self._seed(seed)
+        index = np.arange(len(boxes))
+        result = self.pipeline(image=image, bboxes=np.asarray(boxes, dtype=np.float64).reshape(-1, 4), index=index)
+        height, width = result["image"].shape[:2]
+        boxes = np.asarray(result["bboxes"], dtype=np.float64).reshape(-1, 4).clip(0, [width, height, width, height])
+        kept = np.asarray(result["index"], dtype=np.int64)  # label fields come back as floats
+        big_enough = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= SMALLEST_SIDE
+        boxes, kept = boxes[big_enough], kept[big_enough]
+        return np.ascontiguousarray(result["image"]), boxes, np.asarray(labels, dtype=np.int64)[kept], kept
+
+    def _seed(self, seed):
+        # Compose gives every step the same seed, so that all of them draw alike (only flipped images get blurred).
+        for number, step in enumerate(self.pipeline.transforms):
+            step.set_random_seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
+
+
+def build_transform(name):
+    """The preset's Transform, or None for "none"."""
+    if name not in PRESETS:
+        raise ValueError(f"There is no augmentation {name!r}. There are: {', '.join(PRESETS)}")
+    return None if name == "none" else Transform(STEPS[name]())
+
+
+def _flip():
+    return [A.HorizontalFlip(p=0.5)]
+
+
+def _dihedral():
+    """The 8 symmetries of a square, for images without an up: microscopes, aerial photos."""
+    return [A.D4(p=1.0)]
+
+
+def _standard():
+    """Mild changes of place, size and light that most photos allow."""
+    return [
+        A.HorizontalFlip(p=0.5),
+        A.Affine(scale=(0.8, 1.25), translate_percent=(-0.1, 0.1), keep_ratio=True, fill=FILL, p=0.5),
+        A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.8, 1.2), hue=(-0.02, 0.02), p=0.5),
+    ]
+
+
+def _strong():
+    """For small data sets and long schedules: crops that keep every box, and harder changes of scale and colour."""
+    return [
+        A.HorizontalFlip(p=0.5),
+        BoxSafeCrop(p=0.3),
+        A.Affine(scale=(0.5, 1.5), translate_percent=(-0.2, 0.2), keep_ratio=True, fill=FILL, p=0.7),
+        A.ColorJitter(brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.5, 1.5), hue=(-0.06, 0.06), p=0.8),
+        A.ToGray(p=0.1),
+        A.GaussianBlur(sigma_limit=(0.3, 1.5), p=0.15),
+        A.GaussNoise(std_range=(0.01, 0.06), p=0.15),
+    ]
+
+
+STEPS = {"flip": _flip, "dihedral": _dihedral, "standard": _standard, "strong": _strong}

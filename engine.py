@@ -1,0 +1,200 @@
+"""Training steps and predictions: generators that the scripts drive. Nothing here logs or saves."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss or the gradient is NaN or infinite: the batch that caused it is in `image_ids` and `boxes`."""
+
+    exit_code = 7
+
+    def __init__(self, message: str, *, step: int, losses: dict[str, float], targets: Sequence[dict]):
+        super().__init__(message)
+        self.step, self.losses = step, losses
+        self.image_ids = [int(target["image_id"]) for target in targets]
+        self.boxes = [target["boxes"].tolist() for target in targets]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One finished optimizer step."""
+
+    index: int  # optimizer steps done in the run, this one included
+    losses: dict[str, float]  # `loss` is their sum
+    gradient_norm: float  # before clipping
+    learning_rate: float
+    images: int
+    seconds: float  # the whole step
+    data_seconds: float  # of these, waiting for the loader
+
+
+def seed_of(*numbers: int) -> int:
+    """One 63-bit seed from a tuple of integers; near tuples give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def train_steps(
+    model: nn.Module,
+    batches: Iterable[tuple[list[Tensor], list[dict[str, Any]]]],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    scaler: torch.amp.GradScaler,
+    *,
+    steps_done: int,
+    seed: int,
+    device: torch.device,
+    amp: torch.dtype | None = None,
+    clip_norm: float | None = None,
+) -> Iterator[Step]:
+    """Train on `batches` of (uint8 images, targets), yielding after every optimizer step.
+
+    Each step first seeds torch from (seed, step): dropout and the like need no saved generator state.
+    NonFiniteLoss is raised before the weights are touched.
+    """
+    model.train()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    started = time.perf_counter()
+    for index, (images, targets) in enumerate(batches, start=steps_done + 1):
+        data_seconds = time.perf_counter() - started
+        torch.manual_seed(seed_of(seed, index, 0, 0))  # (seed, step, micro-batch, rank)
+        with autocast(device, amp):
+            losses = model([to_float(image, device) for image in images], to_device(targets, device))
+            total = torch.stack(list(losses.values())).sum()
+        values = _finite_losses(losses, total, index, targets)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(total).backward()
+        scaler.unscale_(optimizer)
+        norm = float(nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm))
+        if not math.isfinite(norm) and not scaler.is_enabled():  # a scaler skips such a step and lowers its scale
+            raise NonFiniteLoss(f"The gradient of step {index} is {norm}", step=index, losses=values, targets=targets)
+        learning_rate = optimizer.param_groups[0]["lr"]
+        scaler.step(optimizer)
+        scaler.update()
+        schedule.step()
+        now = time.perf_counter()
+        yield Step(
+            index=index,
+            losses=values,
+            gradient_norm=norm,
+            learning_rate=learning_rate,
+            images=len(images),
+            seconds=now - started,
+            data_seconds=data_seconds,
+        )
+        started = time.perf_counter()
+
+
+def _finite_losses(losses: dict[str, Tensor], total: Tensor, index: int, targets: Sequence[dict]) -> dict[str, float]:
+    numbers = torch.stack([total, *losses.values()]).detach().float().tolist()  # one transfer for all
+    values = dict(zip(["loss", *losses], numbers, strict=True))
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        message = f"Step {index}: {', '.join(f'{name} is {values[name]}' for name in bad)}"
+        raise NonFiniteLoss(message, step=index, losses=values, targets=targets)
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """What the model found in one image: boxes (N, 4) xyxy absolute pixels, labels (N,) 1..C, scores (N,), best first."""
+
+    image_id: int
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+
+
+def predict(
+    model: nn.Module, batches: Iterable[tuple[list[Tensor], list[dict]]], *, device: torch.device, amp: torch.dtype | None = None
+) -> Iterator[Detections]:
+    """Detect in every image, in its original size; the model is in evaluation mode meanwhile."""
+    was_training = model.training
+    model.eval()
+    try:
+        for images, targets in batches:
+            with torch.inference_mode(), autocast(device, amp):
+                outputs = model([to_float(image, device) for image in images])
+            for target, output in zip(targets, outputs, strict=True):
+                arrays = (output[key].float().cpu().numpy() for key in ("boxes", "scores"))
+                boxes, scores = arrays
+                yield Detections(int(target["image_id"]), boxes, output["labels"].cpu().numpy(), scores)
+    finally:
+        model.train(was_training)
+
+
+def to_float(image: Tensor, device: torch.device) -> Tensor:
+    """uint8 (3, H, W) → float32 in 0..1 on the device: a quarter of the bytes travel."""
+    return image.to(device, non_blocking=True).float().div_(255)
+
+
+def to_device(targets: Sequence[dict[str, Any]], device: torch.device) -> list[dict[str, Any]]:
+    return [
+        {key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in target.items()}
+        for target in targets
+    ]
+
+
+def autocast(device: torch.device, amp: torch.dtype | None) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext() if amp is None else torch.autocast(device.type, dtype=amp)
+
+
+def build_optimizer(
+    model: nn.Module, name: str, *, lr: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """SGD with momentum or AdamW over the parameters that train."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+
+
+def learning_rate_factor(
+    step: int, *, schedule: str, warmup_steps: int, total_steps: int, milestone_steps: Sequence[int] = ()
+) -> float:
+    """The factor on the base rate for the step after `step` finished ones.
+
+    Linear warm-up from 1/1000 (torchvision's reference), then ÷10 at each milestone or half a cosine to zero.
+    """
+    warmup = 1e-3 + (1 - 1e-3) * step / warmup_steps if step < warmup_steps else 1.0
+    if schedule == "cosine":
+        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
+    return warmup * 0.1 ** sum(step >= milestone for milestone in milestone_steps)
+
+
+class DeviceError(ValueError):
+    """A device or precision that this machine does not have."""
+
+    exit_code = 2
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise DeviceError(f"--device {name}: {str(error).splitlines()[0]}. This machine has: {_devices()}") from error
+    return device
+
+
+def _devices() -> str:
+    return ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
+
+
+def amp_dtype(name: str, device: torch.device) -> torch.dtype | None:
+    """`off`, `bf16` or `fp16` as a dtype; fp16 needs a GPU, where its gradients can be scaled."""
+    if name == "fp16" and device.type == "cpu":
+        raise DeviceError("--amp fp16 needs a GPU; on a CPU take --amp bf16")
+    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]

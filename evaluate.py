@@ -1,0 +1,184 @@
+"""Score a checkpoint on a dataset's split with the COCO metrics."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import config as options
+import workspace
+from models import record
+from progress import Progress, say
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Score a checkpoint: by default models/faster_rcnn on the validation split it was trained with."""
+
+    run: str | None = None
+    """A RUN (ID, unique prefix or name): its checkpoint is fetched from MLflow, models/faster_rcnn stays as it is."""
+    checkpoint: Path | None = None
+    """A checkpoint file. [models/faster_rcnn/checkpoint.pth]"""
+    which: str = "best"
+    """Of a RUN: best, last or an epoch's number."""
+    metric: str = "val/AP"
+    """What makes a checkpoint the best."""
+    data: str | None = None
+    """Dataset folder or file, or `generated`. [the run's own]"""
+    split: str = "val"
+    """Split to score."""
+    batch_size: int | None = None
+    """Images at once. [as in training: padding makes scores depend on it in the last decimals]"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    workers: int | None = None
+    """Processes that load images. [cores, at most 4; 0 for generated data]"""
+    json: bool = False
+    """Print JSON instead of a table."""
+    output: Path | None = None
+    """Folder for detections.json and ground_truth.json (COCO) and metrics.json."""
+    no_log: bool = False
+    """Do not write an evaluation run to MLflow."""
+
+    def __post_init__(self):
+        if self.run is not None and self.checkpoint is not None:
+            raise options.ConfigError("--run and --checkpoint both say what to score: choose one")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise options.ConfigError(f"--batch-size must be above 0, not {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """COCO metrics in 0..1 (overall and by class), with the detections and ground truth they come from."""
+
+    metrics: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+    results: list[dict[str, Any]]
+    ground_truth: dict[str, Any]
+
+
+def score(
+    model: Any,
+    records: Sequence[Any],
+    classes: Sequence[str],
+    *,
+    batch_size: int,
+    workers: int,
+    device: Any,
+    amp: Any = None,
+    title: str = "evaluate",
+) -> Score:
+    """Detect in every image and compare with the ground truth; training's validation is this function too."""
+    import engine
+    import metrics
+    from data.dataset import DetectionDataset, eval_loader
+
+    loader = eval_loader(DetectionDataset(records, drop_crowd=False), batch_size=batch_size, workers=workers)
+    detections = []
+    with Progress(title, len(records), unit="images") as progress:
+        for found in engine.predict(model, loader, device=device, amp=amp):
+            detections.append(found)
+            progress.step()
+    ground_truth = metrics.coco_ground_truth(records, classes)
+    results = metrics.coco_results(detections)
+    return Score(results=results, ground_truth=ground_truth, **metrics.coco_metrics(ground_truth, results))
+
+
+def main(config: EvaluateConfig) -> dict[str, Any]:
+    """Score the checkpoint and return what `--json` prints."""
+    import engine
+    from data.open import open_data
+    from tracking.store import open_store
+
+    if config.output is not None:
+        workspace.require_writable(config.output)
+    store = None if config.run is None and config.no_log else open_store(workspace.ROOT)
+    with workspace.checkpoint_file(store, config) as path:
+        model, checkpoint = workspace.load_detector(path)
+        sha256 = record.file_sha256(path)
+    say(f"scoring {workspace.introduce(checkpoint)}")
+    where = config.data or (checkpoint.get("config") or {}).get("data")
+    if where is None:
+        raise options.ConfigError("This checkpoint does not say what it was trained on: give --data PATH")
+    data = open_data(where)
+    say("\n".join(data.describe()))
+    records = data.records(config.split)
+    workspace.require_same_classes(checkpoint, data.classes)
+    say_if_changed(checkpoint, data, config)
+    settings = checkpoint.get("evaluation") or {}
+    device = engine.choose_device(config.device)
+    scored = score(
+        *(model.to(device), records, data.classes),
+        batch_size=config.batch_size or settings.get("batch_size") or 4,
+        workers=loader_workers(config.workers, where),
+        device=device,
+        amp=engine.amp_dtype(settings.get("amp") or "off", device),
+        title=config.split,
+    )
+    report = {
+        **{"run_id": checkpoint.get("run_id"), "model_id": None, "epoch": checkpoint.get("epoch")},
+        **{"dataset": data.name, "fingerprint": data.fingerprint, "split": config.split, "images": len(records)},
+        **{"metrics": scored.metrics, "per_class": scored.per_class},
+    }
+    if not config.no_log:
+        report |= log(store, report, checkpoint, sha256, data)
+    if config.output is not None:
+        files = {"detections": scored.results, "ground_truth": scored.ground_truth, "metrics": report}
+        for name, content in files.items():
+            record.write_json(config.output / f"{name}.json", content)
+    return report
+
+
+def loader_workers(asked: int | None, where: str) -> int:
+    """Generated images cost less than processes that would draw them."""
+    if asked is not None:
+        return asked
+    return 0 if where == "generated" else min(4, os.cpu_count() or 1)
+
+
+def say_if_changed(checkpoint: dict[str, Any], data: Any, config: EvaluateConfig) -> None:
+    """Scores are comparable on the same images and annotations only."""
+    trained = (checkpoint.get("dataset") or {}).get("split_fingerprints", {}).get(config.split)
+    if config.data is None and trained is not None and trained != data.split_fingerprint(config.split):
+        say(f"note: the split {config.split!r} is not as it was in training (fingerprint {trained} then)")
+
+
+def log(store: Any, report: dict[str, Any], checkpoint: dict[str, Any], sha256: str, data: Any) -> dict[str, Any]:
+    """Write the evaluation's own MLflow run, linked to the checkpoint's LoggedModel where the store knows it."""
+    run_id = checkpoint.get("run_id")
+    known = store.checkpoints(run_id) if run_id and store.knows(run_id) else []
+    stored = next((one for one in known if one.sha256 == sha256), None)
+    prefix = f"eval/{data.name}/{report['split']}"
+    values = {f"{prefix}/{name}": value for name, value in report["metrics"].items()}
+    values |= {f"{prefix}/AP/{name}": scores["AP"] for name, scores in report["per_class"].items()}
+    evaluation_run = store.log_evaluation(
+        values,
+        experiment=checkpoint.get("experiment") or "faster-rcnn",
+        source_run_id=run_id,
+        checkpoint=stored,
+        step=checkpoint.get("step") or 0,
+        dataset=(f"{data.name}-{report['split']}", data.split_fingerprint(report["split"])),
+    )
+    return {"evaluation_run_id": evaluation_run, "model_id": stored.model_id if stored else None}
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people, AP in 0..1."""
+    lines = [f"{report['dataset']} {report['split']}: {report['images']} images"]
+    lines += [f"  {name:<10} {value:.4f}" for name, value in report["metrics"].items()]
+    width = max((len(name) for name in report["per_class"]), default=0)
+    lines += [f"  {name:<{width}}  AP {one['AP']:.4f}  AP50 {one['AP50']:.4f}" for name, one in report["per_class"].items()]
+    return "\n".join(lines)
+
+
+def script(config: EvaluateConfig) -> int:
+    report = main(config)
+    print(json.dumps(report) if config.json else table(report))
+    return 0
+
+
+if __name__ == "__main__":
+    options.command(script, lambda: options.parse(EvaluateConfig))

@@ -1,0 +1,180 @@
+"""A run while it trains: its folder and lock, journal and sender, checkpoints and publishing, as one object."""
+
+import errno
+import gzip
+import json
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import workspace
+from models import record
+from progress import duration, say
+from workspace import RunFolder
+
+DELIVERY_SECONDS = 120.0  # how long a finished run waits for a store that still takes what it is sent
+STATE_EVERY_SECONDS = 5.0
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; it is saved and can be resumed."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """What stays the same over the life of a run, and what every checkpoint carries."""
+
+    run_id: str
+    run_name: str
+    experiment: str
+    tracking_uri: str
+    config: dict[str, Any]
+    classes: tuple[str, ...]
+    architecture: dict[str, Any]
+    dataset: dict[str, Any]  # name, fingerprint, split_fingerprints
+    evaluation: dict[str, Any]  # what the validation score depends on: batch_size, amp
+    epochs: int
+    total_steps: int
+    code_version: str | None
+
+    def in_checkpoint(self) -> dict[str, Any]:
+        keys = ("run_id", "run_name", "experiment", "tracking_uri", "config", "architecture", "dataset", "evaluation")
+        values = {key: getattr(self, key) for key in keys}
+        return values | {"classes": list(self.classes), "epochs": self.epochs, "code_version": self.code_version}
+
+
+class LiveRun:
+    """Use as a context manager: leaving it ends the run truthfully (FINISHED, KILLED or FAILED) and delivers the rest."""
+
+    def __init__(self, store: Any, info: RunInfo, *, publish: str):
+        from tracking.run import TrackedRun
+
+        self.store, self.info, self.how_to_publish = store, info, publish
+        self.folder = RunFolder(info.run_id)
+        self.stack = ExitStack()
+        self.stack.enter_context(self.folder.locked())
+        self.tracked = TrackedRun(self.folder.path, info.run_id)
+        self.first_new_step = self.tracked.journal.last_step() + 1
+        self.position: dict[str, Any] = {}
+        self.state_written = 0.0
+        self.replaceable: str | None = None
+        self.sender: Any = None
+
+    def __enter__(self) -> "LiveRun":
+        from tracking.sender import Sender
+
+        there = workspace.current_entry()
+        self.replaceable = there.get("sha256") if there and workspace.is_safe_elsewhere(there, self.store) else None
+        info = self.info
+        self.folder.update(
+            **info.in_checkpoint() | workspace.whoami(),
+            **{"total_steps": info.total_steps, "state": "running", "started": self.folder.state().get("started", time.time())},
+        )
+        self.sender = Sender(self.folder.path, self.store, heartbeat=self.heartbeat)
+        self.sender.start()
+        return self
+
+    def heartbeat(self) -> dict[str, Any]:
+        return workspace.whoami() | {"time": time.time()} | self.position
+
+    def at(self, **position: Any) -> None:
+        """Say how far the run is; run.json follows every few seconds, so that status.py can tell."""
+        self.position |= position
+        if time.monotonic() - self.state_written > STATE_EVERY_SECONDS:
+            self.state_written = time.monotonic()
+            self.folder.update(**self.position)
+
+    def log_step(self, values: dict[str, float], step: int) -> None:
+        """Training metrics of one step; a step replayed after a resume has been sent before and is left out."""
+        if step >= self.first_new_step:
+            self.tracked.metrics(values, step)
+
+    def save_last(self, checkpoint: dict[str, Any]) -> str:
+        """Write the resumable last.pth of the run folder; the previous one stays until it is whole."""
+        from models.checkpoint import save
+
+        return save(checkpoint, self.folder.last)
+
+    def log_checkpoint(self, name: str, checkpoint: dict[str, Any], scores: dict[str, float]) -> None:
+        """Save a finished epoch's checkpoint, queue it for MLflow, and publish it when it is the best so far."""
+        sha256 = self.save_last(checkpoint)
+        digest = self.info.dataset["split_fingerprints"]["val"]
+        if not self.tracked.journal.has_checkpoint(name):
+            self.tracked.checkpoint(
+                name,
+                self.folder.last,
+                sha256=sha256,
+                step=checkpoint["step"],
+                metrics=scores | {"epoch": float(checkpoint["epoch"])},
+                params={"architecture": self.info.architecture["builder"], "dataset": self.info.dataset["name"]},
+                tags={"epoch": str(checkpoint["epoch"])},
+                dataset=(f"{self.info.dataset['name']}-val", digest),
+            )
+        is_best = bool(checkpoint["best"]) and checkpoint["best"]["step"] == checkpoint["step"]
+        self.position |= {"epoch": checkpoint["epoch"], "step": checkpoint["step"], "best": checkpoint["best"]}
+        self.folder.update(**self.position, checkpoint_sha256=sha256)
+        if is_best:
+            entry = record.describe(checkpoint) | {"sha256": sha256, "role": "best"}
+            self._publish(entry)
+
+    def _publish(self, entry: dict[str, Any]) -> None:
+        try:
+            outcome = workspace.publish(self.folder.last, entry, how=self.how_to_publish, replaceable=self.replaceable)
+        except (OSError, ValueError) as error:  # not being able to publish never stops a run
+            outcome = f"not published: {error}. Later: python restore.py {self.info.run_id}"
+        say(f"  best so far, {outcome}")
+
+    def log_detections(self, name: str, content: Any) -> None:
+        """Queue COCO detections or ground truth as detections/NAME.json.gz."""
+        file = self.folder.path / f"{name}.json.gz"
+        file.write_bytes(gzip.compress(json.dumps(content).encode(), compresslevel=6, mtime=0))
+        self.tracked.file(file, "detections")
+        file.unlink()
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        with self.stack:  # the lock goes last, whatever happens here
+            self._end(error)
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                message = f"The disk is full: {error}. Free some, then: {self.resume_command}"
+                raise workspace.WorkspaceError(message, exit_code=5) from error
+
+    @property
+    def resume_command(self) -> str:
+        return f"python train.py --resume {self.info.run_id}"
+
+    def _end(self, error: BaseException | None) -> None:
+        resumable = isinstance(error, Stopped | KeyboardInterrupt | OSError)
+        status = "FINISHED" if error is None else "KILLED" if resumable else "FAILED"
+        try:
+            state = {"FINISHED": "finished", "KILLED": "interrupted", "FAILED": "failed"}[status]
+            self.folder.update(**self.position, state=state, ended=datetime.now().astimezone().isoformat(timespec="seconds"))
+            if error is not None:
+                self.tracked.tags({"resumable": str(self.folder.last.exists()).lower(), "ended_by": str(error)[:500]})
+            self.tracked.end(status)
+        except OSError as full:
+            say(f"the end of the run could not be written ({full}); the next command marks it KILLED")
+        self._deliver(DELIVERY_SECONDS if error is None else 15.0)
+
+    def _deliver(self, seconds: float) -> None:
+        began = time.monotonic()
+        delivered = self.sender.finish(seconds)
+        unsent = self.tracked.journal.unsent()
+        if delivered or not unsent["operations"]:
+            return
+        say(
+            f"MLflow has not got everything ({unsent['operations']} operations, {unsent['checkpoints']} checkpoints; waited "
+            f"{duration(time.monotonic() - began)}): {self.sender.trouble}. Nothing is lost: it lies in {self.folder.path} "
+            "and is sent by: python status.py --sync"
+        )
+
+
+def relative(path: Path) -> str:
+    """`path` from the repository's root where it lies inside."""
+    return str(path.relative_to(workspace.ROOT)) if path.is_relative_to(workspace.ROOT) else str(path)

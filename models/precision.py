@@ -1,0 +1,38 @@
+"""Boxes stay in float32 under autocast, whatever precision the convolutions run in.
+
+torchvision makes anchors in the dtype of the feature maps, and decodes boxes in the dtype of the predicted offsets.
+Under bfloat16 (8 bits of precision) coordinates above 512 would be multiples of 4 pixels, those of the ground truth
+added to the proposals too.
+"""
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+
+HALF_PRECISION = (torch.float16, torch.bfloat16)
+
+
+class FullPrecisionAnchorGenerator(AnchorGenerator):
+    """torchvision's AnchorGenerator, giving float32 anchors for half precision maps."""
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        """Anchors of each image, (sum of locations and anchors, 4) xyxy in pixels."""
+        # Only the shapes, the device and the dtype of the maps are looked at.
+        return super().forward(image_list, [_full(m[:1, :1]) for m in feature_maps])
+
+
+def keep_boxes_in_full_precision(model: nn.Module) -> None:
+    """Make a Faster R-CNN compute anchors, proposals, regression targets and detections in float32 under autocast."""
+    anchors = model.rpn.anchor_generator
+    model.rpn.anchor_generator = FullPrecisionAnchorGenerator(anchors.sizes, anchors.aspect_ratios)
+    for head in (model.rpn.head, model.roi_heads.box_predictor):
+        head.register_forward_hook(_full_outputs)
+
+
+def _full_outputs(_head: nn.Module, _inputs: tuple, outputs: tuple) -> tuple:
+    return tuple([_full(t) for t in output] if isinstance(output, list) else _full(output) for output in outputs)
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in HALF_PRECISION else tensor

@@ -1,0 +1,247 @@
+"""What lies at a checkpoint's path, told without importing torch: the record beside it, its hash, its own data.
+
+Beside `checkpoint.pth` lies `checkpoint.json`. Two files cannot be replaced at one instant, so the record is written
+first and describes both files a reader may find: `current` (about to be put in place) and `previous`.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1  # of our checkpoints; a file with a higher one was written by a newer version of this repository
+ZIP_START, LEGACY_TORCH_START = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+DAMAGED = ("empty", "truncated", "corrupt", "not-a-checkpoint")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint file that cannot be used; `exit_code` 3 when damaged, 4 when it does not fit."""
+
+    def __init__(self, message: str, exit_code: int = 3):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The state of one checkpoint file. `entry` is what is known of its content (run, epoch, metrics, classes …)."""
+
+    state: str  # ready, absent, empty, not-a-checkpoint, truncated, corrupt, incompatible
+    detail: str = ""
+    entry: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        return {"ready": 0, "absent": 1, "incompatible": 4}.get(self.state, 3)
+
+
+def record_path(path: Path) -> Path:
+    """`checkpoint.json` beside `checkpoint.pth`."""
+    return path.with_suffix(".json")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record beside the checkpoint at `path`; empty where there is none or it cannot be read."""
+    try:
+        record = json.loads(record_path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # the file's own data decide then
+    return record if isinstance(record, dict) and isinstance(record.get("current"), dict) else {}
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def inspect(path: Path, verify: bool = False) -> Verdict:
+    """Judge the file at `path`; it is hashed when its size or time differ from the record's, and with `verify`."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return Verdict("absent", f"there is no file at {path}")
+    except OSError as error:
+        return Verdict("not-a-checkpoint", f"{path} cannot be looked at: {error.strerror}")
+    if not path.is_file():
+        return Verdict("not-a-checkpoint", f"{path} is a {'folder' if path.is_dir() else 'special file'}, not a file")
+    if stat.st_size == 0:
+        return Verdict("empty", f"{path} has no bytes")
+    try:
+        return _judge(path, stat, verify)
+    except OSError as error:
+        return Verdict("corrupt", f"{path} cannot be read: {error.strerror or error}")
+
+
+def _judge(path: Path, stat: os.stat_result, verify: bool) -> Verdict:
+    record = read_record(path)
+    entries = [entry for entry in (record.get("current"), record.get("previous")) if isinstance(entry, dict)]
+    if not verify:
+        for entry in entries:
+            if (entry.get("size_bytes"), entry.get("mtime_ns")) == (stat.st_size, stat.st_mtime_ns):
+                return _fitting(entry)
+    sha256 = file_sha256(path)
+    for entry in entries:
+        if entry.get("sha256") == sha256:
+            return _fitting(entry)
+    verdict = _judge_content(path)
+    if not entries or verdict.state != "ready":
+        return verdict
+    own = verdict.entry
+    if any((own.get("run_id"), own.get("step")) == (entry.get("run_id"), entry.get("step")) for entry in entries):
+        return Verdict("corrupt", "its content is not what was recorded for this run and step (the hash differs)")
+    return Verdict("ready", "not the file its record describes: it was put here by hand", own | {"sha256": sha256})
+
+
+def _fitting(entry: dict[str, Any]) -> Verdict:
+    return _incompatibility(entry) or Verdict("ready", entry=entry)
+
+
+def _incompatibility(entry: dict[str, Any]) -> Verdict | None:
+    if isinstance(entry.get("format"), int) and entry["format"] > FORMAT:
+        detail = f"format {entry['format']}; this code reads up to {FORMAT}: update the repository (git pull)"
+        return Verdict("incompatible", detail, entry)
+    return None
+
+
+def _judge_content(path: Path) -> Verdict:
+    """The verdict from the file's own bytes: its zip structure, CRCs and plain data."""
+    with path.open("rb") as file:
+        start = file.read(len(LEGACY_TORCH_START))
+    if start == LEGACY_TORCH_START:
+        return Verdict("not-a-checkpoint", "a file in PyTorch's old format, which carries no checksums")
+    if not start.startswith(ZIP_START[: len(start)]):
+        return Verdict("not-a-checkpoint", "it does not begin as a PyTorch file does")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+            if damaged is not None:
+                return Verdict("corrupt", f"the checksum of {damaged} inside it does not match")
+            content = read_plain(archive)
+    except zipfile.BadZipFile as error:
+        truncated = "not a zip file" in str(error)  # no directory at its end: the end is missing
+        return Verdict("truncated" if truncated else "corrupt", "its end is missing" if truncated else str(error))
+    except KeyError:
+        return Verdict("not-a-checkpoint", "a zip archive, but not one that PyTorch wrote")
+    except Exception as error:  # any byte may be flipped in headers that no checksum covers
+        return Verdict("corrupt", f"it cannot be decoded: {type(error).__name__}: {error}")
+    if not isinstance(content, dict) or not _weights(content):
+        return Verdict("not-a-checkpoint", "a PyTorch file without a model's weights in it")
+    entry = describe(content) | {"size_bytes": path.stat().st_size}
+    return _incompatibility(entry) or _contradiction(content, entry) or Verdict("ready", entry=entry)
+
+
+def _weights(content: dict) -> dict:
+    for key in ("model_state_dict", "model", "state_dict"):
+        if isinstance(content.get(key), dict):
+            return content[key]
+    return content if any(isinstance(value, TensorShape) for value in content.values()) else {}
+
+
+def _contradiction(content: dict, entry: dict[str, Any]) -> Verdict | None:
+    head = next((v for k, v in _weights(content).items() if k.endswith("box_predictor.cls_score.weight")), None)
+    classes = entry.get("classes")
+    if isinstance(head, TensorShape) and isinstance(classes, list) and head.shape[0] != len(classes) + 1:
+        detail = f"its class head has {head.shape[0]} rows, its class list {len(classes)} names and background"
+        return Verdict("incompatible", detail, entry)
+    return None
+
+
+DESCRIBED = (
+    *("format", "run_id", "run_name", "experiment", "tracking_uri", "epoch", "epochs", "step", "batches_done", "role"),
+    *("metrics", "best", "classes", "architecture", "dataset", "evaluation", "code_version"),
+)
+
+
+def describe(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What the record keeps of a checkpoint's content: everything plain that people and scripts ask for."""
+    entry = {key: checkpoint[key] for key in DESCRIBED if key in checkpoint}
+    return entry | {"resumable": isinstance(checkpoint.get("optimizer_state_dict"), dict)}
+
+
+@dataclass(frozen=True)
+class TensorShape:
+    """Stands for a tensor when a checkpoint is read without torch."""
+
+    shape: tuple[int, ...]
+
+
+class _Inert:
+    """Stands for any other class: a pickle can name it and call it, and nothing happens."""
+
+    def __init__(self, *args, **kwargs):
+        self.arguments = args
+
+    def __setstate__(self, state):
+        self.state = state
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads the structure of a torch file; tensors become their shapes and no code of the file can run."""
+
+    def find_class(self, module: str, name: str):
+        if (module, name) == ("collections", "OrderedDict"):
+            return dict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda storage, offset, shape, *rest: TensorShape(tuple(shape))
+        return _Inert
+
+    def persistent_load(self, identifier):
+        return identifier
+
+
+def read_plain(archive: zipfile.ZipFile) -> Any:
+    """The object that torch.save wrote into `archive`, with shapes for tensors; KeyError where there is none."""
+    name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), "data.pkl")
+    with archive.open(name) as file:
+        return _PlainUnpickler(file).load()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def put(source: Path, path: Path, entry: dict[str, Any], *, move: bool = False) -> None:
+    """Place `source` at `path` as its own copy with its record, never losing the good file that was there.
+
+    `entry` must carry the sha256 of `source`; a copy that does not match it is refused (CheckpointError).
+    With `move`, `source` itself is renamed into place: it must be a private file on the same file system.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = source
+    if not move:
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        shutil.copyfile(source, partial)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+    try:
+        if file_sha256(partial) != entry["sha256"]:
+            raise CheckpointError(f"The copy of {source} does not have the recorded sha256 {entry['sha256'][:12]}…")
+        stat = partial.stat()
+        entry = entry | {"size_bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        previous = inspect(path)
+        kept = previous.entry if previous.state == "ready" and "sha256" in previous.entry else None
+        write_json(record_path(path), {"current": entry, "previous": kept})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)

@@ -1,0 +1,320 @@
+"""Everything of a training run before its first step: data, model, starting weights, optimizer, where it continues."""
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import config as options
+import engine
+import metrics
+import workspace
+from config import TrainConfig
+from data.open import open_data
+from data.records import DetectionData
+from data.sampling import EpochBatches
+from live_run import LiveRun, RunInfo
+from models import checkpoint as checkpoints
+from models import detector, weights
+from models.record import FORMAT, CheckpointError
+from progress import say
+from tracking import environment
+from tracking.store import Store, open_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The length of the run in optimizer steps."""
+
+    steps_per_epoch: int
+    total_steps: int  # of all epochs: the learning-rate schedule follows these
+    last_step: int  # where this run ends: total_steps, or --max-steps
+
+    @property
+    def log_every(self) -> int:
+        return max(1, self.steps_per_epoch // 250)  # MLflow draws no more points than that well
+
+
+@dataclass(kw_only=True)
+class Position:
+    """How far the run got: what a resumed run continues from."""
+
+    epoch: int = -1  # the last finished one, from 0
+    step: int = 0  # optimizer steps done
+    batches_done: int = 0  # in the epoch after `epoch`
+    best: dict[str, Any] | None = None  # epoch, step, metric, value
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last validation
+
+
+@dataclass(kw_only=True)
+class Job:
+    """A training run, ready for its next step."""
+
+    config: TrainConfig
+    defaults: dict[str, Any]  # what the user left open and we chose
+    store: Store
+    info: RunInfo
+    data: DetectionData
+    order: EpochBatches
+    plan: Plan
+    device: torch.device
+    amp: torch.dtype | None
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    position: Position
+    code: dict[str, Any]
+    notes: list[str]  # how the weights were loaded, what differs since the run began
+
+
+def prepare(config: TrainConfig) -> Job:
+    """Check and build everything; the MLflow run is created last, so that bad input leaves nothing half-made."""
+    store = open_store(workspace.ROOT)
+    say(f"tracking: {store.uri}")
+    for dead in workspace.end_dead_runs(store):
+        say(f"run {dead} had died; it is marked KILLED. Continue it: python train.py --resume {dead}")
+    run_id = (workspace.local_run(config.resume) or store.find_run(config.resume)) if config.resume else None
+    if run_id:
+        config, defaults = options.for_resume(stored_config(store, run_id), config), {}
+    else:
+        config, defaults = options.resolved(config, cores=os.cpu_count() or 1)
+    device = engine.choose_device(config.device)
+    data = open_data(config.data)
+    say("\n".join(data.describe()))
+    require_metric(config.best_metric, data)
+    model, architecture, notes = build_model(config, data.classes, store, fresh=run_id is None)
+    model.to(device)
+    order = EpochBatches(data.records("train"), batch_size=config.batch_size, seed=config.seed)
+    plan = make_plan(config, steps_per_epoch=len(order.batches(0)))
+    optimizer, schedule = optimization(config, plan, model)
+    amp = engine.amp_dtype(config.amp, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
+    position, code = Position(), environment.code_state(workspace.ROOT)
+    if run_id:
+        saved = resumable_checkpoint(store, run_id)
+        position = restore(saved, model, optimizer, schedule, scaler)
+        notes += differences(saved, data, code)
+        say(receipt(saved, position))
+    for note in notes:
+        say(note)
+    info = run_info(config, store, run_id, data, architecture, plan, code)
+    built = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler, "device": device, "amp": amp}
+    known = {"config": config, "defaults": defaults, "store": store, "info": info, "data": data, "order": order}
+    return Job(**built, **known, plan=plan, position=position, code=code, notes=notes)
+
+
+def stored_config(store: Store, run_id: str) -> TrainConfig:
+    """A run's configuration, from its folder or, on another machine, from its checkpoint in MLflow."""
+    values = workspace.RunFolder(run_id).state().get("config") or resumable_checkpoint(store, run_id).get("config")
+    if not values:
+        raise workspace.WorkspaceError(f"Run {run_id} was not trained by this repository: it records no configuration")
+    return options.from_plain(values)
+
+
+def resumable_checkpoint(store: Store, run_id: str) -> dict[str, Any]:
+    """The newest state of a run: its folder's last.pth, else its last checkpoint in MLflow."""
+    last = workspace.RunFolder(run_id).last
+    try:
+        if last.exists():
+            return checkpoints.load(last)
+    except CheckpointError as error:
+        say(f"{error}; the last checkpoint in MLflow is used instead")
+    with tempfile.TemporaryDirectory(prefix="resume-") as folder:
+        path, _ = workspace.fetch(store, run_id, "last", "", Path(folder) / "checkpoint.pth")
+        return checkpoints.load(path)
+
+
+def require_metric(name: str, data: DetectionData) -> None:
+    """ConfigError before training when validation will never log `name`."""
+    truth = metrics.coco_ground_truth(data.records("val"), data.classes)
+    scores = validation_metrics(metrics.coco_metrics(truth, []))
+    if name not in scores:
+        raise options.ConfigError(f"--best-metric {name} is not logged here; there are: {', '.join(sorted(scores))}")
+
+
+def validation_metrics(scores: dict[str, Any]) -> dict[str, float]:
+    """COCO metrics under the keys they have in MLflow: val/AP, val/AP50 …, val/AP/CLASS."""
+    overall = {f"val/{name}": value for name, value in scores["metrics"].items()}
+    return overall | {f"val/AP/{name}": values["AP"] for name, values in scores["per_class"].items()}
+
+
+def build_model(
+    config: TrainConfig, classes: tuple[str, ...], store: Store, *, fresh: bool
+) -> tuple[torch.nn.Module, dict[str, Any], list[str]]:
+    """The detector with its starting weights (random until restored when not `fresh`), its architecture, and notes."""
+    architecture = detector.resolve_architecture(
+        config.model,
+        num_classes=len(classes) + 1,
+        trainable_layers=config.trainable_layers,
+        norm=config.norm,
+        image_min_size=config.image_min_size,
+        image_max_size=config.image_max_size,
+        anchor_sizes=None if config.anchor_sizes is None else list(config.anchor_sizes),
+        fpn_channels=config.fpn_channels,
+        roi_samples=config.roi_samples,
+        proposals=config.proposals,
+        score_threshold=config.score_threshold,
+    )
+    torch.manual_seed(engine.seed_of(config.seed))
+    model = detector.build(architecture)
+    notes = load_starting_weights(model, architecture, config, classes, store) if fresh else []
+    return model, architecture, notes
+
+
+def load_starting_weights(
+    model: torch.nn.Module, architecture: dict[str, Any], config: TrainConfig, classes: tuple[str, ...], store: Store
+) -> list[str]:
+    """--weights coco|backbone|none|FILE|RUN and --backbone-weights FILE; says what was loaded and what was not."""
+    if config.backbone_weights is not None:
+        state = checkpoints.load(config.backbone_weights)["model_state_dict"]
+        return [str(weights.load_backbone(model, architecture, state))]
+    if config.weights == "none":
+        return ["weights: random"]
+    if config.weights == "backbone":
+        return [str(weights.load_backbone(model, architecture, weights.backbone_state(config.model)))]
+    if config.weights == "coco":
+        state, names = weights.coco_state(config.model)
+    else:
+        saved = checkpoint_named(config.weights, store)
+        state, names = saved["model_state_dict"], saved.get("classes")
+    return [str(weights.load_matching(model, state, classes_from=names, classes_to=classes))]
+
+
+def checkpoint_named(word: str, store: Store) -> dict[str, Any]:
+    """A checkpoint by its file's path, or a RUN's best."""
+    if Path(word).is_file():
+        return checkpoints.load(Path(word))
+    with tempfile.TemporaryDirectory(prefix="weights-") as folder:
+        run_id = store.find_run(word)
+        path, _ = workspace.fetch(store, run_id, "best", "val/AP", Path(folder) / "checkpoint.pth")
+        return checkpoints.load(path)
+
+
+def make_plan(config: TrainConfig, *, steps_per_epoch: int) -> Plan:
+    total = config.epochs * steps_per_epoch
+    return Plan(steps_per_epoch=steps_per_epoch, total_steps=total, last_step=min(total, config.max_steps or total))
+
+
+def optimization(
+    config: TrainConfig, plan: Plan, model: torch.nn.Module
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """The optimizer and its learning rate by step."""
+    optimizer = engine.build_optimizer(
+        model, config.optimizer, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+
+    def factor(step: int) -> float:
+        return engine.learning_rate_factor(
+            step,
+            schedule=config.schedule,
+            warmup_steps=min(config.warmup_steps, plan.steps_per_epoch),
+            total_steps=plan.total_steps,
+            milestone_steps=[epoch * plan.steps_per_epoch for epoch in config.milestones or ()],
+        )
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def run_info(
+    config: TrainConfig, store: Store, run_id: str | None, data: DetectionData, architecture: dict, plan: Plan, code: dict
+) -> RunInfo:
+    """The run's lasting facts; creates the MLflow run, or reopens the one that is resumed."""
+    if run_id is None:
+        tags = dict(pair.split("=", 1) for pair in config.tag)
+        run_id, run_name = store.create_run(config.experiment, config.run_name, tags)
+    else:
+        store.resume_run(run_id)
+        run_name = store.run(run_id).name
+    return RunInfo(
+        run_id=run_id,
+        run_name=run_name,
+        experiment=config.experiment,
+        tracking_uri=store.uri,
+        config=options.to_plain(config),
+        classes=data.classes,
+        architecture=architecture,
+        dataset={
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "split_fingerprints": {split: data.split_fingerprint(split) for split in data.splits},
+        },
+        evaluation={"batch_size": config.batch_size, "amp": config.amp},
+        epochs=config.epochs,
+        total_steps=plan.last_step,
+        code_version=code["commit"],
+    )
+
+
+def snapshot(job: Job) -> dict[str, Any]:
+    """The whole state of the run as plain data: DESIGN of the checkpoint file, see models/faster_rcnn/README.md."""
+    return {
+        "format": FORMAT,
+        **asdict(job.position),
+        **job.info.in_checkpoint(),
+        "model_state_dict": job.model.state_dict(),
+        "optimizer_state_dict": job.optimizer.state_dict(),
+        "scheduler_state_dict": job.schedule.state_dict(),
+        "scaler_state_dict": job.scaler.state_dict(),
+    }
+
+
+def restore(saved: dict[str, Any], model, optimizer, schedule, scaler) -> Position:
+    """Put a checkpoint's state into the freshly built parts; CheckpointError when it is not a whole training state."""
+    missing = [key for key in ("optimizer_state_dict", "scheduler_state_dict", "step") if key not in saved]
+    if missing:
+        raise CheckpointError(f"The checkpoint cannot be resumed from: it has no {', '.join(missing)}", exit_code=4)
+    model.load_state_dict(saved["model_state_dict"])
+    optimizer.load_state_dict(saved["optimizer_state_dict"])
+    schedule.load_state_dict(saved["scheduler_state_dict"])
+    scaler.load_state_dict(saved["scaler_state_dict"])
+    return Position(**{key: saved[key] for key in ("epoch", "step", "batches_done", "best", "metrics")})
+
+
+def differences(saved: dict[str, Any], data: DetectionData, code: dict[str, Any]) -> list[str]:
+    """What is not as it was when the checkpoint was written."""
+    notes = []
+    if saved["dataset"]["fingerprint"] != data.fingerprint:
+        notes.append(f"note: the data changed since (fingerprint {saved['dataset']['fingerprint']} → {data.fingerprint})")
+    if saved["code_version"] != code["commit"]:
+        notes.append(f"note: the code changed since (commit {saved['code_version']} → {code['commit']})")
+    return notes
+
+
+def receipt(saved: dict[str, Any], position: Position) -> str:
+    where = f"after epoch {position.epoch}" if position.batches_done == 0 else f"in epoch {position.epoch + 1}"
+    return (
+        f"resuming run {saved['run_id']} {where}, step {position.step}: weights, optimizer, schedule, best so far "
+        f"({position.best['metric']} {position.best['value']:.4f} in epoch {position.best['epoch']})"
+        if position.best
+        else f"resuming run {saved['run_id']} {where}, step {position.step}: weights, optimizer, schedule"
+    )
+
+
+def log_beginning(run: LiveRun, job: Job) -> None:
+    """Parameters, code, environment, command line and data, into the run's journal."""
+    tracked = run.tracked
+    if run.first_new_step > 1:
+        tracked.tags({"resumed_at_step": str(job.position.step), "resumed_by": environment.command_line()})
+        return
+    tracked.params({name: value for name, value in job.info.config.items() if name not in ("resume", "tag")})
+    tracked.params({f"architecture/{name}": value for name, value in job.info.architecture["kwargs"].items()})
+    tracked.params({"defaults_chosen": ", ".join(sorted(job.defaults)), "classes": ", ".join(job.data.classes)})
+    tracked.text(environment.command_line() + "\n", "code/command.txt")
+    tracked.text(json.dumps(job.info.config, indent=1), "config.json")
+    tracked.text(json.dumps(environment.environment(), indent=1), "code/environment.json")
+    tracked.text("\n".join(job.notes) + "\n", "code/starting_weights.txt")
+    if job.code["diff"]:
+        tracked.text(job.code["diff"], "code/uncommitted.diff")
+    for name, text in job.code["untracked"].items():
+        tracked.text(text, f"code/untracked/{name}")
+    tracked.tags({f"mlflow.source.git.{key}": job.code[key] for key in ("commit", "branch") if job.code[key]})
+    for split, context in (("train", "training"), ("val", "validation")):
+        name = f"{job.data.name}-{split}"
+        tracked.dataset(name, job.data.split_fingerprint(split), str(job.data.root or "generated"), context, {})
+    tracked.text("\n".join([*job.data.describe(), *map(str, job.data.defects)]) + "\n", "data/report.txt")
+    run.log_detections("ground_truth_val", metrics.coco_ground_truth(job.data.records("val"), job.data.classes))

@@ -1,0 +1,201 @@
+"""What is the status of the checkpoint file at models/faster_rcnn? Answers at once, and writes nothing without --sync."""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import config as options
+import workspace
+from models import record
+from progress import duration, say
+from tracking import connection, journal, peek
+from workspace import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusConfig:
+    """Say what lies at models/faster_rcnn, what ran here, and what to do next. Exit code 0 ready, 1 absent, 3 damaged, 4 incompatible."""
+
+    checkpoint: Path = workspace.PUBLISHED
+    """Another checkpoint file to judge."""
+    json: bool = False
+    """Print JSON instead of a report."""
+    verify: bool = False
+    """Hash the file even when its size and time are as recorded."""
+    sync: bool = False
+    """First send to MLflow what it has not yet got, and mark dead runs KILLED."""
+
+
+def main(config: StatusConfig) -> dict[str, Any]:
+    """The report that `--json` prints."""
+    if config.sync:
+        synchronise()
+    path = config.checkpoint.absolute()
+    verdict = record.inspect(path, verify=config.verify)
+    uri = connection.store_uri(workspace.ROOT)
+    folders = workspace.run_folders()
+    training = training_state(folders)
+    entry = verdict.entry
+    run_id = entry.get("run_id")
+    report = {
+        **{"state": verdict.state, "reason": None, "detail": verdict.detail, "training": training, "path": str(path)},
+        **{key: entry.get(key) for key in ("run_id", "run_name", "experiment")},
+        "tracking_uri": entry.get("tracking_uri") or uri,
+        "run_status": run_status(run_id, entry.get("tracking_uri") or uri),
+        **{key: entry.get(key) for key in ("epoch", "epochs", "step", "metrics", "architecture", "classes", "dataset")},
+        **{key: entry.get(key) for key in ("sha256", "size_bytes", "resumable", "role")},
+        **{"pinned": bool(entry.get("pinned")), "best": best_known(folders, uri), "unsent": unsent(folders)},
+    }
+    if verdict.state == "absent":
+        report["reason"] = absence(training, folders, report["best"])
+    report["next"] = next_command(report)
+    return report
+
+
+def synchronise() -> None:
+    """Deliver every journal of this repository's runs and end the dead."""
+    from tracking import sender
+    from tracking.store import open_store
+
+    store = open_store(workspace.ROOT)
+    for folder in workspace.run_folders():
+        if folder.state().get("tracking_uri") == store.uri and not folder.is_alive():
+            summary = sender.sync(folder.path, store)
+            say(f"{folder.run_id}: {summary}")
+    for run_id in workspace.end_dead_runs(store):
+        say(f"{run_id}: had died, now KILLED")
+
+
+def training_state(folders: list[RunFolder]) -> dict[str, Any]:
+    """The newest run here: a running one before all others."""
+    chosen = next((folder for folder in folders if folder.is_alive()), folders[0] if folders else None)
+    if chosen is None:
+        return {"state": "none", "run_id": None, "epoch": None, "step": None}
+    state = chosen.state()
+    known = {key: state.get(key) for key in ("run_name", "epoch", "epochs", "step", "total_steps", "updated", "pid", "host")}
+    return {"state": chosen.training(), "run_id": chosen.run_id} | known
+
+
+def run_status(run_id: str | None, uri: str) -> str | None:
+    """The run's status in MLflow where that is cheap to ask."""
+    found = peek.peek_run(uri, run_id) if run_id else None
+    return found["status"] if found else None
+
+
+def best_known(folders: list[RunFolder], uri: str) -> dict[str, Any] | None:
+    """The best checkpoint of the newest run here that has one, else of the newest run in the store."""
+    for folder in folders:
+        best = folder.state().get("best")
+        if best:
+            return {"run_id": folder.run_id} | {key: best.get(key) for key in ("epoch", "metric", "value")}
+    for run in peek.newest_runs(uri, 20) or []:
+        found = peek.peek_checkpoints(uri, run["run_id"])
+        if found and found.get("best"):
+            return {"run_id": run["run_id"]} | found["best"]
+    return None
+
+
+def unsent(folders: list[RunFolder]) -> dict[str, Any]:
+    """What MLflow has not yet got, over all runs here."""
+    total = {"operations": 0, "checkpoints": 0, "bytes": 0, "runs": []}
+    for folder in folders:
+        waiting = journal.Journal(folder.path).unsent()
+        if waiting["operations"]:
+            total["runs"].append(folder.run_id)
+            for key in ("operations", "checkpoints", "bytes"):
+                total[key] += waiting[key]
+    return total
+
+
+def absence(training: dict[str, Any], folders: list[RunFolder], best: dict[str, Any] | None) -> str:
+    """Why there is no checkpoint: the first that holds."""
+    if training["state"] == "running":
+        return "training"
+    if training["state"] == "interrupted":
+        return "interrupted"
+    if any(folder.last.exists() for folder in folders):
+        return "saved-elsewhere"
+    return "restorable" if best else "never-trained"
+
+
+def next_command(report: dict[str, Any]) -> str:
+    """The command to type now."""
+    training, best = report["training"], report["best"]
+    if report["state"] == "ready":
+        return "python evaluate.py"
+    if report["state"] == "incompatible":
+        return "git pull"
+    if training["state"] == "running" and report["state"] == "absent":
+        return "python status.py"
+    if best:
+        return f"python restore.py {best['run_id']}"
+    if training["state"] == "interrupted":
+        return f"python train.py --resume {training['run_id']}"
+    return "python train.py"
+
+
+HEADLINES = {
+    "training": "absent: training now",
+    "interrupted": "absent: the last training was interrupted",
+    "saved-elsewhere": "absent here, but a run folder has a checkpoint",
+    "restorable": "absent, but MLflow has a checkpoint to restore",
+    "never-trained": "absent: nothing was trained here yet",
+}
+
+
+def report_text(report: dict[str, Any]) -> str:
+    """The report for people."""
+    headline = HEADLINES.get(report["reason"], report["state"])
+    lines = [f"{shown(report['path'])}: {headline}"]
+    if report["detail"] and report["state"] != "absent":
+        lines.append(f"  {report['detail']}")
+    if report["state"] == "ready":
+        pinned = ", pinned by restore.py" if report["pinned"] else ""
+        lines.append(f"  {workspace.introduce(report)}")
+        lines.append(f"  {report['role'] or 'checkpoint'}{pinned}, {report['size_bytes'] / 1e6:.1f} MB, sha256 {str(report['sha256'])[:12]}")
+        lines.append(f"  classes: {', '.join(report['classes'] or ['unknown'])}")
+        if report["run_id"]:
+            lines.append(f"  run {report['run_id']}: {report['run_status'] or 'not known to the store'} in {report['tracking_uri']}")
+    lines += training_lines(report["training"])
+    best = report["best"]
+    if best and best["run_id"] != report["run_id"]:
+        lines.append(f"best of the newest run: {best['metric']} {best['value']:.4f} in epoch {best['epoch']} of {best['run_id']}")
+    waiting = report["unsent"]
+    if waiting["operations"] and report["training"]["state"] != "running":
+        lines.append(
+            f"unsent to MLflow: {waiting['operations']} operations, {waiting['checkpoints']} checkpoints "
+            f"({waiting['bytes'] / 1e6:.1f} MB). Send: python status.py --sync"
+        )
+    return "\n".join([*lines, f"next: {report['next']}"])
+
+
+def training_lines(training: dict[str, Any]) -> list[str]:
+    if training["state"] == "none":
+        return []
+    at = f"step {training['step'] or 0} of {training['total_steps']}"
+    epoch = training["epoch"]
+    if isinstance(epoch, int) and epoch >= 0:
+        at = f"epoch {epoch} done ({epoch + 1} of {training['epochs']}), {at}"
+    line = f"training: {training['state']}, run {training['run_id']} ({training['run_name']}), {at}"
+    if training["updated"]:
+        line += f", {duration(time.time() - training['updated'])} ago"
+    if training["state"] == "interrupted":
+        return [line, f"  continue: python train.py --resume {training['run_id']}"]
+    return [line]
+
+
+def shown(path: str) -> str:
+    return os.path.relpath(path) if path.startswith(str(workspace.ROOT)) else path
+
+
+def script(config: StatusConfig) -> int:
+    report = main(config)
+    print(json.dumps(report, indent=1) if config.json else report_text(report))
+    return {"ready": 0, "absent": 1, "incompatible": 4}.get(report["state"], 3)
+
+
+if __name__ == "__main__":
+    options.command(script, lambda: options.parse(StatusConfig))

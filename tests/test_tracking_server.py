@@ -1,0 +1,164 @@
+"""A real MLflow server that dies in the middle of a run: nothing is lost, nothing comes twice."""
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from tracking import peek
+from tracking.run import TrackedRun
+from tracking.sender import Sender, sync
+from tracking.store import DamagedArtifact, StoreError, open_store
+
+pytestmark = [
+    pytest.mark.slow,  # two server starts of some 15 s each
+    # mlflow 3.17's own tables use an option that SQLAlchemy 2.1 is going to drop.
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
+]
+
+
+class Server:
+    """`mlflow server` in a session of its own: it leaves children behind that only the group's signal reaches."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process = None
+
+    def start(self) -> None:
+        store, artifacts = f"sqlite:///{self.folder}/mlflow.db", f"{self.folder}/artifacts"
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", store, "--artifacts-destination", artifacts]
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while not self._answers():
+            assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "server.log").read_text()
+            time.sleep(0.2)
+
+    def kill(self) -> None:
+        if self.process is None:
+            return
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process = None
+        deadline = time.monotonic() + 10
+        while self._answers() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", self.port), timeout=1)
+
+    def _answers(self) -> bool:
+        try:
+            urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+
+@pytest.fixture
+def server(tmp_path):
+    folder = tmp_path / "server"
+    folder.mkdir()
+    server = Server(folder)
+    server.start()
+    yield server
+    server.kill()
+
+
+def queue_epoch(run: TrackedRun, epoch: int) -> None:
+    for step in range(50 * epoch, 50 * (epoch + 1)):
+        run.metrics({"train/loss": float(step), "train/lr": 0.1}, step)
+    content = f"weights {epoch}".encode() * 10_000
+    path = run.folder / "last.pth"
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+    run.checkpoint(
+        f"epoch-{epoch:03d}",
+        path,
+        sha256=hashlib.sha256(content).hexdigest(),
+        step=50 * (epoch + 1),
+        metrics={"val/AP": 0.1 * epoch},
+        tags={"epoch": epoch},
+        dataset=("val", "abc"),
+    )
+
+
+def test_a_server_that_dies_costs_nothing(server, tmp_path, capfd):
+    store = open_store(tmp_path, server.uri)
+    run_id, name = store.create_run("blood", None)
+    assert name
+    run = TrackedRun(tmp_path / run_id, run_id)
+    run.params({"lr": 1})
+    run.dataset("val", "abc", "/data", "validation")
+    queue_epoch(run, 0)
+    sender = Sender(run.folder, store, heartbeat=lambda: {"epoch": 0, "step": 50})
+    sender.start()
+    assert sender.finish(60), sender.trouble
+
+    server.kill()
+    start = time.perf_counter()
+    queue_epoch(run, 1)
+    assert time.perf_counter() - start < 2  # training does not wait
+    assert not sender.finish(60)
+    assert sender.trouble and run.journal.unsent()["checkpoints"] == 1
+    sender.stop()
+    assert peek.peek_run(server.uri, run_id) is None
+    assert "Unavailable" not in sync(run.folder, store)["trouble"]
+    with pytest.raises(StoreError, match="mlflow server"):
+        open_store(tmp_path, server.uri)
+
+    server.start()
+    sender = Sender(run.folder, store)
+    sender.start()
+    queue_epoch(run, 2)
+    run.end("FINISHED")
+    assert sender.finish(60), sender.trouble
+    sender.stop()
+
+    history = store.client.get_metric_history(run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(step, float(step)) for step in range(150)]
+    assert [point.timestamp for point in history] == sorted(point.timestamp for point in history)
+    checkpoints = store.checkpoints(run_id)
+    assert [(checkpoint.epoch, checkpoint.score) for checkpoint in checkpoints] == [(0, 0.0), (1, 0.1), (2, 0.2)]
+    assert peek.peek_run(server.uri, run_id)["status"] == "FINISHED"
+
+    # Delivered again from the beginning, with the spool gone, nothing is doubled.
+    run.journal.acknowledge(0)
+    assert sync(run.folder, store)["unsent"]["refused"] == 0
+    assert len(store.client.get_metric_history(run_id, "train/loss")) == 150
+    assert [checkpoint.model_id for checkpoint in store.checkpoints(run_id)] == [each.model_id for each in checkpoints]
+    assert len(store.client.get_run(run_id).outputs.model_outputs) == 3
+
+    newest = peek.newest_runs(server.uri)
+    assert [(each["run_id"], each["experiment"]) for each in newest] == [(run_id, "blood")]
+    best = peek.peek_checkpoints(server.uri, run_id)
+    assert (best["count"], best["best"]["name"], best["best"]["epoch"]) == (3, "epoch-002", 2)
+    assert store.find_run(run_id[:8]) == store.find_run(name) == run_id
+    assert store.ui_urls(run_id)["run"].startswith(f"{server.uri}/#/experiments/")
+    uri = store.register(checkpoints[2], "blood-cells", "champion")
+    assert store.find(uri).model_id == checkpoints[2].model_id
+
+    restored = store.download(checkpoints[1], tmp_path / "models" / "checkpoint.pth")
+    assert restored.read_bytes() == b"weights 1" * 10_000
+    (stored,) = (server.folder / "artifacts").rglob(f"{checkpoints[1].model_id}/**/checkpoint.pth")
+    stored.write_bytes(b"weights X" * 10_000)
+    with pytest.raises(DamagedArtifact, match="damaged"):
+        store.download(checkpoints[1], restored)
+    stored.unlink()
+    with pytest.raises(DamagedArtifact, match="gone"):
+        store.download(checkpoints[1], restored)
+    assert restored.read_bytes() == b"weights 1" * 10_000
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,97 @@
+"""From a user's word (a run ID, the beginning of one, a run name, models:/NAME@ALIAS) to one run."""
+
+import re
+from dataclasses import dataclass
+
+from tracking.errors import RunUnknown
+
+SHORTEST_PREFIX = 4
+MOST_LISTED = 8
+
+
+@dataclass(frozen=True)
+class RunReference:
+    """A run and, where the word named one, a checkpoint of it."""
+
+    run_id: str
+    model_id: str | None = None
+
+
+def find_run(client, word: str, experiment: str | None) -> RunReference:
+    """The one run that the word names, within an experiment where that is given; RunUnknown otherwise."""
+    if word.startswith("models:/"):
+        return _find_registered(client, word)
+    experiment_ids = _experiment_ids(client, experiment)
+    candidates = {run.info.run_id: run for run in _candidates(client, word, experiment_ids)}
+    if word in candidates:
+        return RunReference(word)
+    if len(candidates) == 1:
+        return RunReference(next(iter(candidates)))
+    if candidates:
+        raise RunUnknown(f"{word!r} fits several runs. Name one by more of its ID:\n{_listed(candidates.values())}")
+    raise RunUnknown(_unknown(client, word, experiment, experiment_ids))
+
+
+def _candidates(client, word: str, experiment_ids: list[str]) -> list:
+    if not experiment_ids:
+        return []
+    runs = _search(client, experiment_ids, f"attributes.run_name = {_quoted(word)}")
+    if len(word) >= SHORTEST_PREFIX and re.fullmatch(r"[0-9a-f]+", word):
+        runs += _search(client, experiment_ids, f"attributes.run_id LIKE '{word}%'")
+    return runs
+
+
+def _search(client, experiment_ids: list[str], where: str, limit: int = MOST_LISTED) -> list:
+    return list(client.search_runs(experiment_ids, where, max_results=limit, order_by=["start_time DESC"]))
+
+
+def _quoted(word: str) -> str:
+    # The store's filter language has no escapes: a name with both kinds of quotes cannot be asked for.
+    if "'" in word and '"' in word:
+        raise RunUnknown(f"A run name with both kinds of quotes cannot be looked up: {word}. Use the run's ID.")
+    return f'"{word}"' if "'" in word else f"'{word}'"
+
+
+def _experiment_ids(client, experiment: str | None) -> list[str]:
+    if experiment is not None:
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            names = sorted(entry.name for entry in client.search_experiments(max_results=50))
+            raise RunUnknown(f"No experiment {experiment!r}. There are: {', '.join(names)}")
+        return [found.experiment_id]
+    ids, token = [], None
+    while True:
+        page = client.search_experiments(page_token=token)
+        ids += [entry.experiment_id for entry in page]
+        token = page.token
+        if not token:
+            return ids
+
+
+def _find_registered(client, word: str) -> RunReference:
+    match = re.fullmatch(r"models:/([^@/]+)@([\w-]+)", word)
+    if match is None:
+        raise RunUnknown(f"{word!r} is not of the form models:/NAME@ALIAS")
+    name, alias = match.groups()
+    models = list(client.search_registered_models(f"name = {_quoted(name)}"))
+    if not models:
+        names = sorted(model.name for model in client.search_registered_models(max_results=50))
+        raise RunUnknown(f"No registered model {name!r}. There are: {', '.join(names) or 'none'}")
+    if alias not in models[0].aliases:
+        raise RunUnknown(f"Model {name!r} has no alias {alias!r}. It has: {', '.join(models[0].aliases) or 'none'}")
+    version = client.get_model_version_by_alias(name, alias)
+    # The version's own model_id is not stored everywhere; its source always names the checkpoint.
+    model_id = re.search(r"\bm-[0-9a-f]{32}\b", version.source)
+    return RunReference(version.run_id, model_id and model_id.group())
+
+
+def _unknown(client, word: str, experiment: str | None, experiment_ids: list[str]) -> str:
+    newest = _search(client, experiment_ids, "") if experiment_ids else []
+    place = f" in experiment {experiment!r}" if experiment else ""
+    if not newest:
+        return f"No run {word!r}{place}: there are no runs yet. Start one: python train.py"
+    return f"No run {word!r}{place}. The newest are:\n{_listed(newest)}"
+
+
+def _listed(runs) -> str:
+    return "\n".join(f"  {run.info.run_id}  {run.info.run_name}  {run.info.status}" for run in runs)

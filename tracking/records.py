@@ -1,0 +1,84 @@
+"""Runs and checkpoints as plain values, read from mlflow's own."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRun:
+    """A run as the store has it; times in ms since 1970."""
+
+    run_id: str
+    name: str
+    status: str
+    experiment: str
+    experiment_id: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    start_time: int
+    end_time: int | None
+    artifact_uri: str
+    datasets: tuple[dict, ...] = ()  # name, digest, source, context
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredCheckpoint:
+    """A checkpoint (a LoggedModel) that the store has whole."""
+
+    name: str
+    model_id: str
+    run_id: str
+    step: int
+    epoch: int | None
+    sha256: str
+    size_bytes: int
+    artifact_location: str
+    created: int  # ms since 1970
+    metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    score: float | None = None  # the metric that was asked for
+
+
+def stored_run(run, experiment: str) -> StoredRun:
+    """mlflow's Run, with its experiment's name."""
+    return StoredRun(
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        status=run.info.status,
+        experiment=experiment,
+        experiment_id=run.info.experiment_id,
+        params=dict(run.data.params),
+        tags=dict(run.data.tags),
+        metrics=dict(run.data.metrics),
+        start_time=run.info.start_time,
+        end_time=run.info.end_time,
+        artifact_uri=run.info.artifact_uri,
+        datasets=tuple(_dataset_of(entry) for entry in run.inputs.dataset_inputs),
+    )
+
+
+def _dataset_of(entry) -> dict:
+    context = next((tag.value for tag in entry.tags if tag.key == "mlflow.data.context"), None)
+    tags = {tag.key: tag.value for tag in entry.tags}
+    dataset = entry.dataset
+    return {"name": dataset.name, "digest": dataset.digest, "source": dataset.source, "context": context, "tags": tags}
+
+
+def stored_checkpoint(model, metric: str) -> StoredCheckpoint:
+    tags = dict(model.tags or {})
+    ordered = sorted(model.metrics or [], key=lambda entry: (entry.step, entry.timestamp))
+    metrics = {entry.key: entry.value for entry in ordered}
+    return StoredCheckpoint(
+        name=model.name,
+        model_id=model.model_id,
+        run_id=model.source_run_id,
+        step=int(tags["step"]),
+        epoch=int(tags["epoch"]) if "epoch" in tags else None,
+        sha256=tags["sha256"],
+        size_bytes=int(tags["size_bytes"]),
+        artifact_location=model.artifact_location,
+        created=model.creation_timestamp,
+        metrics=metrics,
+        tags=tags,
+        score=metrics.get(metric),
+    )

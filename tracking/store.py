@@ -1,0 +1,262 @@
+"""The tracking store as the scripts see it: experiments, runs, checkpoints, and where to look at them."""
+
+import getpass
+import json
+import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from tracking.artifacts import copy_of, sha256_of_file
+from tracking.connection import connect, failures, import_mlflow, is_server, local_folder, sqlite_path, store_uri
+from tracking.deliver import CHECKPOINT_FILE, CHECKPOINT_FOLDER
+from tracking.errors import DamagedArtifact, ExperimentDeleted, RunUnknown, StoreError
+from tracking.find import RunReference, find_run
+from tracking.journal import now_ms
+from tracking.records import StoredCheckpoint, StoredRun, stored_checkpoint, stored_run
+
+__all__ = [
+    "DamagedArtifact",
+    "ExperimentDeleted",
+    "RunReference",
+    "RunUnknown",
+    "Store",
+    "StoreError",
+    "StoredCheckpoint",
+    "StoredRun",
+    "open_store",
+    "store_uri",
+]
+
+LOCAL_UI = "http://127.0.0.1:5000"  # where `mlflow ui` listens
+
+
+def open_store(root: Path, uri: str | None = None) -> "Store":
+    """The store, created where it is an sqlite file that is not there yet; StoreError where it does not answer."""
+    uri = uri or store_uri(root)
+    return Store(uri, Path(root).resolve(), connect(uri))
+
+
+class Store:
+    """One MLflow tracking store. Failures of the store are StoreErrors."""
+
+    def __init__(self, uri: str, root: Path, client):
+        self.uri, self.root, self.client = uri, root, client
+
+    # -- runs
+
+    def experiment(self, name: str) -> str:
+        """The ID of the experiment, created where there is none; in a local store its artifacts lie beside it."""
+        with failures(self.uri, f"experiment {name}"):
+            found = self.client.get_experiment_by_name(name) or self._new_experiment(name)
+        if found.lifecycle_stage == "deleted":
+            raise ExperimentDeleted(
+                f"Experiment {name!r} is deleted in {self.uri}. Restore it: "
+                f"MLFLOW_TRACKING_URI={self.uri} mlflow experiments restore --experiment-id {found.experiment_id}, "
+                "or choose another: --experiment NAME"
+            )
+        return found.experiment_id
+
+    def create_run(
+        self, experiment: str, run_name: str | None, tags: Mapping[str, object] | None = None
+    ) -> tuple[str, str]:
+        """Starts a run in the experiment of that name; its ID and its name, made up where none is given."""
+        experiment_id = self.experiment(experiment)
+        every_tag = {**_context_tags(), **{key: str(value) for key, value in (tags or {}).items()}}
+        with failures(self.uri, f"a new run in {experiment}"):
+            info = self.client.create_run(experiment_id, tags=every_tag, run_name=run_name).info
+        return info.run_id, info.run_name
+
+    def resume_run(self, run_id: str) -> int:
+        """Sets the run RUNNING again; returns how often that happened, which is its tag `resumed` too."""
+        with failures(self.uri, f"run {run_id}"):
+            count = int(self.client.get_run(run_id).data.tags.get("resumed", "0")) + 1
+            self.client.update_run(run_id, status="RUNNING")
+            self.client.set_tag(run_id, "resumed", str(count))
+        return count
+
+    def end(self, run_id: str, status: str, end_time: int | None = None) -> None:
+        """Ends a run: FINISHED, FAILED or KILLED, at a time in ms (now)."""
+        with failures(self.uri, f"run {run_id}"):
+            self.client.set_terminated(run_id, status, end_time or now_ms())
+
+    def end_dead(self, run_id: str) -> bool:
+        """Ends a run whose process is dead as KILLED, at its last heartbeat; False where it had ended already."""
+        run = self.run(run_id)
+        if run.status != "RUNNING":
+            return False
+        self.end(run_id, "KILLED", _heartbeat_time(run.tags))
+        return True
+
+    def find(self, word: str, experiment: str | None = None) -> RunReference:
+        """The run (and, for models:/NAME@ALIAS, the checkpoint) that a user's word names; RunUnknown otherwise."""
+        with failures(self.uri, f"run {word}"):
+            return find_run(self.client, word, experiment)
+
+    def find_run(self, word: str, experiment: str | None = None) -> str:
+        return self.find(word, experiment).run_id
+
+    def knows(self, run_id: str) -> bool:
+        """Whether the store has that run."""
+        try:
+            self.run(run_id)
+        except RunUnknown:
+            return False
+        return True
+
+    def run(self, run_id: str) -> StoredRun:
+        with failures(self.uri, f"run {run_id}"):
+            run = self.client.get_run(run_id)
+            return stored_run(run, self.client.get_experiment(run.info.experiment_id).name)
+
+    # -- checkpoints
+
+    def checkpoints(self, run_id: str, *, metric: str = "val/AP") -> list[StoredCheckpoint]:
+        """The checkpoints that the store has whole, by step; `score` is the metric's value. None of an unknown run."""
+        if not self.knows(run_id):
+            return []
+        with failures(self.uri, f"checkpoints of run {run_id}"):
+            models = list(self._models_of(run_id))
+        # The store's own filter on the status finds nothing at all.
+        ready = [stored_checkpoint(model, metric) for model in models if str(model.status) == "READY"]
+        return sorted(ready, key=lambda checkpoint: (checkpoint.step, checkpoint.created))
+
+    def download(self, checkpoint: StoredCheckpoint, to: Path) -> Path:
+        """The checkpoint's file at `to`, whole and verified or not at all; never the store's own inode."""
+        to = Path(to)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as folder:
+            partial = Path(folder) / CHECKPOINT_FILE
+            self._fetch(checkpoint, partial)
+            found = sha256_of_file(partial)
+            if found != checkpoint.sha256:
+                raise DamagedArtifact(
+                    f"Checkpoint {checkpoint.name} of run {checkpoint.run_id} is damaged in the store: "
+                    f"{checkpoint.artifact_location} has sha256 {found}, {checkpoint.sha256} was sent. "
+                    f"{_other_checkpoints(checkpoint)}"
+                )
+            partial.replace(to)
+        return to
+
+    def register(self, checkpoint: StoredCheckpoint, name: str, alias: str) -> str:
+        """Registers the checkpoint as a version of the model `name`, sets the alias on it, and returns its URI."""
+        with failures(self.uri, f"model {name}"):
+            if not list(self.client.search_registered_models(f"name = '{name}'")):
+                self.client.create_registered_model(name)
+            version = self._version_of(checkpoint, name) or self._new_version(checkpoint, name)
+            self.client.set_registered_model_alias(name, alias, version.version)
+        return f"models:/{name}@{alias}"
+
+    # -- evaluations
+
+    def log_evaluation(self, metrics: Mapping[str, float], *, experiment: str, **about) -> str:
+        """A small finished run with an evaluation's numbers; see tracking.evaluation. Returns its ID."""
+        from tracking.evaluation import log_evaluation
+
+        return log_evaluation(self, metrics, experiment=experiment, **about)
+
+    # -- looking at it
+
+    def ui_urls(self, run_id: str) -> dict[str, str]:
+        """Pages of the run, its checkpoints and its experiment; without a server also the command that shows them."""
+        with failures(self.uri, f"run {run_id}"):
+            experiment_id = self.client.get_run(run_id).info.experiment_id
+        base = f"{self.uri.rstrip('/') if is_server(self.uri) else LOCAL_UI}/#/experiments/{experiment_id}"
+        mode = "workflowType=machine_learning"  # the UI opens for language models otherwise, where runs hide
+        pages = {
+            "run": f"{base}/runs/{run_id}?{mode}",
+            "models": f"{base}/models?{mode}",
+            "experiment": f"{base}/runs?{mode}&compareRunsMode=CHART",
+        }
+        if is_server(self.uri):
+            return pages
+        return pages | {"command": f"mlflow ui --backend-store-uri {shlex.quote(self.uri)}"}
+
+    # -- inside
+
+    @cached_property
+    def _artifact_root(self) -> Path | None:
+        if is_server(self.uri) or self.uri.startswith("databricks"):
+            return None  # the server decides
+        database = sqlite_path(self.uri)
+        return (database.resolve().parent if database else self.root) / "mlartifacts"
+
+    def _new_experiment(self, name: str):
+        mlflow = import_mlflow()
+        # mlflow's default would be a folder of wherever the command was started, for good.
+        folder = self._artifact_root and self._artifact_root / re.sub(r"[^\w.-]", "_", name)
+        try:
+            experiment_id = self.client.create_experiment(name, artifact_location=folder and folder.as_uri())
+        except mlflow.MlflowException:
+            found = self.client.get_experiment_by_name(name)  # someone else was faster
+            if found is None:
+                raise
+            return found
+        return self.client.get_experiment(experiment_id)
+
+    def _models_of(self, run_id: str) -> Iterator:
+        experiment_id = self.client.get_run(run_id).info.experiment_id
+        token = None
+        while True:
+            page = self.client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'", page_token=token)
+            yield from (model for model in page if model.model_type == "checkpoint")
+            token = page.token
+            if not token:
+                return
+
+    def _version_of(self, checkpoint: StoredCheckpoint, name: str):
+        versions = self.client.search_model_versions(f"name = '{name}'")
+        return next((version for version in versions if checkpoint.model_id in version.source), None)
+
+    def _new_version(self, checkpoint: StoredCheckpoint, name: str):
+        # Without a server, mlflow looks a models:/ source up in whatever store it has as its default.
+        source = f"models:/{checkpoint.model_id}" if is_server(self.uri) else checkpoint.artifact_location
+        return self.client.create_model_version(name, source, checkpoint.run_id, model_id=checkpoint.model_id)
+
+    def _fetch(self, checkpoint: StoredCheckpoint, to: Path) -> None:
+        folder = local_folder(checkpoint.artifact_location)
+        if folder is None:
+            self._fetch_remote(checkpoint, to)
+            return
+        stored = folder / CHECKPOINT_FOLDER / CHECKPOINT_FILE
+        if not stored.exists():
+            raise DamagedArtifact(_gone(checkpoint, str(stored)))
+        copy_of(stored, to)
+
+    def _fetch_remote(self, checkpoint: StoredCheckpoint, to: Path) -> None:
+        mlflow = import_mlflow()
+        uri = f"{checkpoint.artifact_location}/{CHECKPOINT_FOLDER}/{CHECKPOINT_FILE}"
+        with failures(self.uri, uri):
+            files = self.client.list_logged_model_artifacts(checkpoint.model_id, CHECKPOINT_FOLDER)
+            if not any(entry.path.endswith(CHECKPOINT_FILE) for entry in files):
+                raise DamagedArtifact(_gone(checkpoint, uri))
+            mlflow.artifacts.download_artifacts(uri, dst_path=str(to.parent), tracking_uri=self.uri)
+
+
+def _context_tags() -> dict[str, str]:
+    tags = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
+    try:
+        return {**tags, "mlflow.user": getpass.getuser()}
+    except (KeyError, OSError):  # a container's user without a name
+        return tags
+
+
+def _heartbeat_time(tags: Mapping[str, str]) -> int | None:
+    try:
+        return int(json.loads(tags["heartbeat"])["time"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _gone(checkpoint: StoredCheckpoint, place: str) -> str:
+    return (
+        f"Checkpoint {checkpoint.name} of run {checkpoint.run_id} is registered in the store, but its file is gone: "
+        f"{place}. {_other_checkpoints(checkpoint)}"
+    )
+
+
+def _other_checkpoints(checkpoint: StoredCheckpoint) -> str:
+    return f"Take another of the run's checkpoints: python restore.py {checkpoint.run_id} --which last"

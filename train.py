@@ -1,0 +1,234 @@
+"""Train a Faster R-CNN. Every metric and every epoch's checkpoint goes to MLflow; the best lies in models/faster_rcnn."""
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import config as options
+import workspace
+from config import TrainConfig
+from progress import Progress, say
+
+if TYPE_CHECKING:
+    from engine import NonFiniteLoss, Step
+    from live_run import LiveRun, Stopped
+    from prepare import Job
+
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
+
+
+def main(config: TrainConfig) -> str:
+    """Train one run, or continue the run `config.resume`, and return its run ID."""
+    import engine
+    from data.dataset import DetectionDataset, train_loader
+    from data.transforms import build_transform
+    from live_run import LiveRun
+    from prepare import log_beginning, prepare, snapshot
+
+    job = prepare(config)
+    config, position, plan = job.config, job.position, job.plan
+    if position.step >= plan.last_step:
+        say(f"run {job.info.run_id} is finished (step {position.step}). To train longer add --epochs or --max-steps")
+        return job.info.run_id
+    dataset = DetectionDataset(
+        job.data.records("train"), seed=config.seed, transform=build_transform(config.augmentation), drop_crowd=True
+    )
+    recovery = RecoveryClock(config.checkpoint_every)
+
+    with stop_on_signals() as stop, LiveRun(job.store, job.info, publish=config.publish) as run, named_loss(run, job):
+        log_beginning(run, job)
+        for epoch in range(position.epoch + 1, config.epochs):
+            batches = job.order.batches(epoch)[position.batches_done :]
+            loader = train_loader(dataset, batches, workers=config.workers, pin_memory=job.device.type == "cuda")
+            steps = engine.train_steps(
+                *(job.model, loader, job.optimizer, job.schedule, job.scaler),
+                steps_done=position.step,
+                seed=config.seed,
+                device=job.device,
+                amp=job.amp,
+                clip_norm=config.clip_norm,
+            )
+            title = f"epoch {epoch} ({epoch + 1} of {config.epochs})"
+            with Progress(title, plan.steps_per_epoch, done=position.batches_done, unit="steps") as progress:
+                for step in steps:
+                    position.step, position.batches_done = step.index, position.batches_done + 1
+                    run.at(epoch=position.epoch, step=step.index)
+                    if step.index % plan.log_every == 0:
+                        run.log_step(step_metrics(step, epoch), step.index)
+                    progress.step(loss=f"{step.losses['loss']:.3f}", images_per_s=f"{step.images / step.seconds:.1f}")
+                    if stop.asked or step.index == plan.last_step:
+                        break
+                    if recovery.due(step.index):
+                        run.save_last(snapshot(job))
+            finished_epoch = position.batches_done == plan.steps_per_epoch
+            if finished_epoch:
+                position.epoch, position.batches_done = epoch, 0
+            if stop.asked and not finished_epoch:
+                run.save_last(snapshot(job))
+                raise stopped(stop, job)
+            validate_and_save(run, job)
+            if stop.asked and position.step < plan.last_step:
+                raise stopped(stop, job)
+            if position.step == plan.last_step:
+                break
+    say_result(job)
+    return job.info.run_id
+
+
+def step_metrics(step: "Step", epoch: int) -> dict[str, float]:
+    """One step under the keys it has in MLflow."""
+    return {f"train/{name}": value for name, value in step.losses.items()} | {
+        "train/lr": step.learning_rate,
+        "train/grad_norm": step.gradient_norm,
+        "train/images_per_second": step.images / step.seconds,
+        "train/data_seconds": step.data_seconds,
+        "epoch": float(epoch),
+    }
+
+
+def validate_and_save(run: "LiveRun", job: "Job") -> None:
+    """Score the weights on the validation split, note the best so far, and log and publish the checkpoint."""
+    from evaluate import score
+    from prepare import snapshot, validation_metrics
+
+    config, position = job.config, job.position
+    is_last = position.step == job.plan.last_step
+    name = f"epoch-{position.epoch:03d}" if position.batches_done == 0 else f"step-{position.step:06d}"
+    scores: dict[str, float] = {}
+    if is_last or (position.epoch + 1) % config.evaluate_every == 0:
+        started = time.monotonic()
+        scored = score(
+            *(job.model, job.data.records("val"), job.data.classes),
+            batch_size=config.batch_size,
+            workers=config.workers,
+            device=job.device,
+            amp=job.amp,
+            title="validation",
+        )
+        scores = validation_metrics({"metrics": scored.metrics, "per_class": scored.per_class})
+        position.metrics = scores
+        improved = update_best(job, scores)
+        say(
+            f"{name}  step {position.step}  val/AP {scores['val/AP']:.4f}  val/AP50 {scores['val/AP50']:.4f}  "
+            f"best {position.best['value']:.4f} ({position.best['name']})  validated in {time.monotonic() - started:.1f} s"
+        )
+        for which in ("best", "last") if improved else ("last",):
+            run.log_detections(f"{which}_val", scored.results)
+    run.log_checkpoint(name, snapshot(job), scores)
+
+
+def update_best(job: "Job", scores: dict[str, float]) -> bool:
+    """Make this checkpoint the best when its --best-metric beats the best so far; ties stay with the earlier one."""
+    position, metric = job.position, job.config.best_metric
+    value, best = scores[metric], job.position.best
+    sign = -1 if workspace.lower_is_better(metric) else 1
+    if best is not None and sign * value <= sign * best["value"]:
+        return False
+    name = f"epoch-{position.epoch:03d}" if position.batches_done == 0 else f"step-{position.step:06d}"
+    position.best = {"name": name, "epoch": position.epoch, "step": position.step, "metric": metric, "value": value}
+    return True
+
+
+class RecoveryClock:
+    """Says when the resumable last.pth is due in mid-epoch: every so many steps, or minutes."""
+
+    def __init__(self, interval: str):
+        self.unit, self.every = options.parse_interval(interval)
+        self.saved_at = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        if self.unit == "steps":
+            return step % self.every == 0
+        if time.monotonic() - self.saved_at < self.every:
+            return False
+        self.saved_at = time.monotonic()
+        return True
+
+
+@dataclass
+class Stop:
+    """The signal that came, if any: the loop looks here between steps."""
+
+    asked: signal.Signals | None = None
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Let SIGINT, SIGTERM and SIGUSR1 (a cluster's preemption) finish the step first."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # Python hands signals to the main thread only
+        return
+
+    def note(number: int, frame: object) -> None:
+        stop.asked = signal.Signals(number)
+        say(f"{stop.asked.name}: finishing the step, then saving …")
+
+    previous = {number: signal.signal(number, note) for number in EXIT_CODES}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def stopped(stop: Stop, job: "Job") -> "Stopped":
+    from live_run import Stopped
+
+    where = f"step {job.position.step} of {job.plan.last_step}"
+    message = f"stopped by {stop.asked.name} at {where}; continue: python train.py --resume {job.info.run_id}"
+    return Stopped(message, EXIT_CODES[stop.asked])
+
+
+@contextmanager
+def named_loss(run: "LiveRun", job: "Job") -> Iterator[None]:
+    """A non-finite loss names its images, boxes and losses, on the screen and on the run."""
+    from engine import NonFiniteLoss
+
+    try:
+        yield
+    except NonFiniteLoss as error:
+        records = {record.image_id: record for record in job.data.records("train")}
+        images = [records[image_id].name for image_id in error.image_ids]
+        where = {"step": error.step, "epoch": job.position.epoch + 1, "images": images}
+        details = where | {"boxes": error.boxes, "losses": {name: str(value) for name, value in error.losses.items()}}
+        run.tracked.text(json.dumps(details, indent=1), f"nonfinite/step-{error.step:06d}.json")
+        message = f"{error} in epoch {job.position.epoch + 1}. Images: {', '.join(images)}. Losses, boxes: nonfinite/ of the run"
+        raise NonFiniteLoss(message, step=error.step, losses=error.losses, targets=[]) from error
+
+
+def say_result(job: "Job") -> None:
+    best, run_id = job.position.best, job.info.run_id
+    say(f"run {run_id} ({job.info.run_name}) is finished: best {best['metric']} {best['value']:.4f} in {best['name']}")
+    for name, url in job.store.ui_urls(run_id).items():
+        say(f"  {name}: {url}")
+    say(f"  restore its best: python restore.py {run_id}    score it: python evaluate.py --run {run_id}")
+
+
+def read() -> TrainConfig:
+    """The options; with --resume the run's own configuration is the default."""
+    asked = options.parse(TrainConfig)
+    if asked.resume is None:
+        return asked
+    from prepare import stored_config
+    from tracking.store import open_store
+
+    run_id = workspace.local_run(asked.resume)
+    store = None if run_id else open_store(workspace.ROOT)
+    stored = stored_config(store, run_id or store.find_run(asked.resume))
+    return options.parse(TrainConfig, default=replace(stored, resume=None))
+
+
+def script(config: TrainConfig) -> int:
+    print(main(config))
+    return 0
+
+
+if __name__ == "__main__":
+    options.command(script, read)

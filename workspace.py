@@ -1,0 +1,317 @@
+"""Joins the nouns for the scripts: run folders and who is alive in them, a RUN → a verified file, publishing.
+
+Imports neither torch nor mlflow, so that status.py answers at once; what needs the store receives it.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+import struct
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models import record
+
+ROOT = Path(__file__).resolve().parent
+RUNS = ROOT / "runs"
+PUBLISHED = ROOT / "models" / "faster_rcnn" / "checkpoint.pth"
+
+_held: set[Path] = set()  # closing any descriptor of a file drops this process's lockf on it, so ours is never reopened
+
+
+class WorkspaceError(ValueError):
+    """A RUN, checkpoint or folder that cannot be used as asked."""
+
+    def __init__(self, message: str, exit_code: int = 2):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """runs/<run id>/: the journal, the outbox, last.pth and run.json of a run trained here."""
+
+    run_id: str
+
+    @property
+    def path(self) -> Path:
+        return RUNS / self.run_id
+
+    @property
+    def last(self) -> Path:
+        return self.path / "last.pth"
+
+    def state(self) -> dict[str, Any]:
+        """run.json: what the run is and how far it got; empty where there is none."""
+        try:
+            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}  # a folder without a readable run.json is no run
+
+    def update(self, **changes: Any) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        record.write_json(self.path / "run.json", self.state() | changes | {"updated": time.time()})
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; the kernel frees it at death. WorkspaceError when another process has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = self.path / "lock"
+        if lock in _held:
+            raise WorkspaceError(f"Run {self.run_id} is already training in this process")
+        with lock.open("a+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                holder = self.state().get("pid")
+                message = f"Run {self.run_id} is training now (process {holder}). See it: python status.py"
+                raise WorkspaceError(message) from error
+            _held.add(lock)
+            try:
+                yield
+            finally:
+                _held.discard(lock)
+
+    def is_alive(self) -> bool:
+        """Whether a process holds the run's lock; asks without taking it."""
+        lock = self.path / "lock"
+        if lock in _held:
+            return True
+        try:
+            with lock.open("rb") as file:
+                # struct flock of Linux on 64-bit: type, whence, start, length, pid
+                asked = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+                answer = fcntl.fcntl(file, fcntl.F_GETLK, asked)
+        except OSError:
+            return False  # no lock file: nobody ever trained here
+        return struct.unpack("hhqqi", answer)[0] != fcntl.F_UNLCK
+
+    def training(self) -> str:
+        """running, interrupted or finished."""
+        if self.is_alive():
+            return "running"
+        return "finished" if self.state().get("state") == "finished" else "interrupted"
+
+
+def whoami() -> dict[str, Any]:
+    """Where this process runs: written into run.json and the heartbeat."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "boot": boot.read_text().strip() if boot.exists() else None,
+    }
+
+
+def run_folders() -> list[RunFolder]:
+    """The runs trained here, newest first."""
+    folders = [RunFolder(path.parent.name) for path in RUNS.glob("*/run.json")]
+    return sorted(folders, key=lambda folder: folder.state().get("started", 0), reverse=True)
+
+
+def local_run(word: str) -> str | None:
+    """The run trained here that `word` names (ID, prefix of at least 4 characters, name), if exactly one."""
+    named = [
+        folder.run_id
+        for folder in run_folders()
+        if word in (folder.run_id, folder.state().get("run_name")) or (len(word) >= 4 and folder.run_id.startswith(word))
+    ]
+    return named[0] if len(named) == 1 else None
+
+
+def lower_is_better(metric: str) -> bool:
+    return "loss" in metric
+
+
+def select(checkpoints: list[Any], which: str, metric: str, run_id: str) -> Any:
+    """The stored checkpoint of a run that `which` (best, last or an epoch's number) names."""
+    known = ", ".join(one.name for one in checkpoints)
+    if not checkpoints:
+        raise WorkspaceError(f"Run {run_id} has no checkpoint in the store yet. See: python status.py", exit_code=1)
+    if which == "last":
+        return checkpoints[-1]
+    if which == "best":
+        scored = [one for one in checkpoints if metric in one.metrics]
+        if not scored:
+            metrics = sorted({name for one in checkpoints for name in one.metrics})
+            raise WorkspaceError(f"No checkpoint of run {run_id} has {metric!r}; it has: {', '.join(metrics) or 'none'}")
+        sign = -1 if lower_is_better(metric) else 1
+        return max(scored, key=lambda one: sign * one.metrics[metric])  # the earliest of equals
+    matching = [one for one in checkpoints if which.isdecimal() and one.epoch == int(which)]
+    if not matching:
+        raise WorkspaceError(f"Run {run_id} has no checkpoint {which!r}: best, last or an epoch's number; it has {known}")
+    return matching[-1]
+
+
+def fetch(store: Any, run_id: str, which: str, metric: str, to: Path) -> tuple[Path, Any]:
+    """Download a run's checkpoint as file `to`, verified by its sha256; and what the store knows of it."""
+    deliver_pending(store, run_id)
+    stored = select(store.checkpoints(run_id), which, metric, run_id)
+    return store.download(stored, to), stored
+
+
+def deliver_pending(store: Any, run_id: str) -> None:
+    """Send what a dead or finished run of this machine has not yet delivered to the store."""
+    folder = RunFolder(run_id)
+    if not folder.state() or folder.is_alive() or folder.state().get("tracking_uri") != store.uri:
+        return
+    from tracking import sender
+
+    sender.sync(folder.path, store)
+
+
+def end_dead_runs(store: Any) -> list[str]:
+    """Mark runs of this machine that died as KILLED, in run.json and in the store; returns their IDs."""
+    ended = []
+    for folder in run_folders():
+        state = folder.state()
+        if state.get("state") != "running" or folder.is_alive():
+            continue
+        if state.get("tracking_uri") == store.uri:
+            deliver_pending(store, folder.run_id)
+            store.end_dead(folder.run_id)
+            folder.update(state="interrupted")
+            ended.append(folder.run_id)
+    return ended
+
+
+def is_safe_elsewhere(entry: dict[str, Any], store: Any) -> bool:
+    """Whether the file that `entry` describes can be had again: from its run folder or from the store."""
+    if not entry.get("sha256") or not entry.get("run_id"):
+        return False
+    last = RunFolder(entry["run_id"]).last
+    if last.exists() and record.file_sha256(last) == entry["sha256"]:
+        return True
+    return any(one.sha256 == entry["sha256"] for one in store.checkpoints(entry["run_id"]))
+
+
+def move_aside(path: Path) -> Path | None:
+    """Rename what lies at `path`, so that nothing that exists only there is lost; None when nothing did."""
+    if not path.exists() or (path.is_file() and path.stat().st_size == 0):
+        return None
+    if not path.is_file():
+        raise WorkspaceError(f"{path} is not a file. Move it away, then try again")
+    aside = path.with_name(f"{path.stem}.kept-{time.strftime('%Y%m%d-%H%M%S')}{path.suffix}")
+    path.replace(aside)
+    return aside
+
+
+def current_entry(path: Path = PUBLISHED) -> dict[str, Any]:
+    """What is known of the usable checkpoint at `path`; empty when there is none."""
+    verdict = record.inspect(path)
+    return verdict.entry if verdict.state == "ready" else {}
+
+
+@contextlib.contextmanager
+def publishing() -> Iterator[None]:
+    """One process at a time changes models/faster_rcnn."""
+    PUBLISHED.parent.mkdir(parents=True, exist_ok=True)
+    with (PUBLISHED.parent / ".lock").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def publish(source: Path, entry: dict[str, Any], *, how: str, replaceable: str | None) -> str:
+    """Copy a run's best to models/faster_rcnn and say in one line what was done, or why not.
+
+    `how` is --publish; `replaceable` is the sha256 of a file there that was seen to exist elsewhere.
+    """
+    if how == "never":
+        return "not published (--publish never)"
+    with publishing():
+        there = current_entry()
+        other = there.get("run_id")
+        if how == "auto" and there.get("pinned"):
+            return "not published: models/faster_rcnn is pinned by restore.py (--publish always replaces it)"
+        if how == "auto" and other not in (None, entry["run_id"]) and RunFolder(other).is_alive():
+            return f"not published: run {other} is publishing to models/faster_rcnn (--publish always replaces it)"
+        own = other == entry["run_id"] and there.get("sha256") and there.get("role")
+        aside = None if own or (replaceable and there.get("sha256") == replaceable) else move_aside(PUBLISHED)
+        record.put(source, PUBLISHED, entry)
+    kept = f"; what was there exists nowhere else and is kept as {aside.name}" if aside else ""
+    return f"published to {PUBLISHED.relative_to(ROOT)}{kept}"
+
+
+def require_space(folder: Path, needed_bytes: int) -> None:
+    """WorkspaceError (exit 5) when `folder`'s disk has less than `needed_bytes` free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        message = f"{folder} has {free / 1e6:.0f} MB free; {needed_bytes / 1e6:.0f} MB are needed. Free some, then resume"
+        raise WorkspaceError(message, exit_code=5)
+
+
+def require_writable(folder: Path) -> None:
+    """Make `folder`, or WorkspaceError: before the work, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkspaceError(f"The folder {folder} cannot be made: {error.strerror}. Choose another --output") from error
+    if not os.access(folder, os.W_OK):
+        raise WorkspaceError(f"The folder {folder} cannot be written. Choose another --output")
+
+
+def introduce(entry: dict[str, Any]) -> str:
+    """A checkpoint in one line: run, epoch, data, score."""
+    run = entry.get("run_id")
+    parts = [f"run {entry.get('run_name')} ({run[:8]})" if run else "a checkpoint without a run"]
+    if isinstance(entry.get("epoch"), int):
+        of = f" ({entry['epoch'] + 1} of {entry['epochs']})" if entry.get("epochs") else ""
+        parts.append(f"epoch {entry['epoch']}{of}")
+    if entry.get("dataset"):
+        parts.append(f"trained on {entry['dataset']['name']}")
+    if "val/AP" in (entry.get("metrics") or {}):
+        parts.append(f"val/AP {entry['metrics']['val/AP']:.4f}")
+    return ", ".join(parts)
+
+
+@contextlib.contextmanager
+def checkpoint_file(store: Any, config: Any) -> Iterator[Path]:
+    """The local file that a script's --run, --checkpoint or neither names; a RUN's is fetched, verified, and removed."""
+    if config.run is None:
+        yield usable(config.checkpoint or PUBLISHED)
+        return
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+        run_id = store.find_run(config.run)
+        yield fetch(store, run_id, config.which, config.metric, Path(folder) / "checkpoint.pth")[0]
+
+
+def usable(path: Path) -> Path:
+    """`path`, or CheckpointError with its state and the command that mends it."""
+    verdict = record.inspect(path)
+    if verdict.state != "ready":
+        mend = "python restore.py RUN (python status.py names the runs)"
+        raise record.CheckpointError(f"{path} is {verdict.state}: {verdict.detail}. Restore one: {mend}", verdict.exit_code)
+    return path
+
+
+def load_detector(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The model of a checkpoint with its weights, on the CPU, and the checkpoint's other content."""
+    from models import checkpoint, detector
+
+    content = checkpoint.load(path)
+    if "architecture" not in content or "classes" not in content:
+        message = f"{path} does not say its architecture and classes: it was not written by this repository"
+        raise record.CheckpointError(message, exit_code=4)
+    try:
+        model = detector.build(content["architecture"])
+        model.load_state_dict(content["model_state_dict"])
+    except (RuntimeError, detector.ModelError) as error:  # torch lists every key that differs
+        message = f"{path}: its tensors contradict its own architecture: {' '.join(str(error).split())[:300]}"
+        raise record.CheckpointError(message, exit_code=4) from error
+    return model, content
+
+
+def require_same_classes(content: dict[str, Any], classes: tuple[str, ...]) -> None:
+    """A checkpoint and a dataset fit when their class names are the same, in order."""
+    known = list(content["classes"])
+    if known != list(classes):
+        message = f"The checkpoint has {len(known)} classes {known}, the dataset {len(classes)} {list(classes)}"
+        transfer = "To carry its weights over by name, train: python train.py --weights CHECKPOINT --data …"
+        raise WorkspaceError(f"{message}. {transfer}", exit_code=4)

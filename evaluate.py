@@ -110,12 +110,13 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     say_if_changed(checkpoint, data, config)
     settings = checkpoint.get("evaluation") or {}
     device = engine.choose_device(config.device)
+    amp = engine.amp_dtype(settings.get("amp") or "off", device)
     scored = score(
-        *(model.to(device), records, data.classes),
+        *(engine.place(model, device, amp), records, data.classes),
         batch_size=config.batch_size or settings.get("batch_size") or 4,
         workers=loader_workers(config.workers, where),
         device=device,
-        amp=engine.amp_dtype(settings.get("amp") or "off", device),
+        amp=amp,
         title=config.split,
     )
     report = {

@@ -165,6 +165,7 @@ class LiveRun:
     def _deliver(self, seconds: float) -> None:
         began = time.monotonic()
         delivered = self.sender.finish(seconds)
+        self.sender.stop()
         unsent = self.tracked.journal.unsent()
         if delivered or not unsent["operations"]:
             return

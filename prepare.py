@@ -88,11 +88,11 @@ def prepare(config: TrainConfig) -> Job:
     say("\n".join(data.describe()))
     require_metric(config.best_metric, data)
     model, architecture, notes = build_model(config, data.classes, store, fresh=run_id is None)
-    model.to(device)
+    amp = engine.amp_dtype(config.amp, device)
+    engine.place(model, device, amp)
     order = EpochBatches(data.records("train"), batch_size=config.batch_size, seed=config.seed)
     plan = make_plan(config, steps_per_epoch=len(order.batches(0)))
     optimizer, schedule = optimization(config, plan, model)
-    amp = engine.amp_dtype(config.amp, device)
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
     position, code = Position(), environment.code_state(workspace.ROOT)
     if run_id:
@@ -147,11 +147,13 @@ def build_model(
     config: TrainConfig, classes: tuple[str, ...], store: Store, *, fresh: bool
 ) -> tuple[torch.nn.Module, dict[str, Any], list[str]]:
     """The detector with its starting weights (random until restored when not `fresh`), its architecture, and notes."""
+    # torchvision's COCO weights for this model were trained with an eps of zero; ImageNet's were not.
     architecture = detector.resolve_architecture(
         config.model,
         num_classes=len(classes) + 1,
         trainable_layers=config.trainable_layers,
         norm=config.norm,
+        norm_eps=1e-5 if config.weights == "backbone" and config.model == "fasterrcnn_resnet50_fpn" else None,
         image_min_size=config.image_min_size,
         image_max_size=config.image_max_size,
         anchor_sizes=None if config.anchor_sizes is None else list(config.anchor_sizes),
@@ -256,7 +258,8 @@ def snapshot(job: Job) -> dict[str, Any]:
         "format": FORMAT,
         **asdict(job.position),
         **job.info.in_checkpoint(),
-        "model_state_dict": job.model.state_dict(),
+        # The layout that is fast here is no part of the weights.
+        "model_state_dict": {key: value.contiguous() for key, value in job.model.state_dict().items()},
         "optimizer_state_dict": job.optimizer.state_dict(),
         "scheduler_state_dict": job.schedule.state_dict(),
         "scaler_state_dict": job.scaler.state_dict(),

@@ -9,6 +9,8 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import albumentations as A
 import numpy as np
 
+from data.records import DataError
+
 PRESETS = ("none", "flip", "dihedral", "standard", "strong")
 
 SMALLEST_SIDE = 0.5  # px; what a crop leaves of a box below that is nothing to learn from
@@ -67,7 +69,7 @@ class Transform:
 def build_transform(name):
     """The preset's Transform, or None for "none"."""
     if name not in PRESETS:
-        raise ValueError(f"There is no augmentation {name!r}. There are: {', '.join(PRESETS)}")
+        raise DataError(f"There is no augmentation {name!r}. There are: {', '.join(PRESETS)}")
     return None if name == "none" else Transform(STEPS[name]())
 
 

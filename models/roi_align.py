@@ -127,8 +127,8 @@ def install_fast_roi_align(model: nn.Module) -> None:
 def fix_pooling_scales(pool: MultiScaleRoIAlign, strides: Sequence[int]) -> None:
     """Give the pooling the strides of its maps.
 
-    torchvision infers them from the first batch it sees and keeps them. For images under 96 pixels the padding misleads
-    it, and all later batches with it: a resumed run would then differ from an uninterrupted one.
+    torchvision infers them from the first batch it sees and keeps them. Where that is under 96 pixels high, the padding
+    misleads it, for all later batches too: a resumed run would then differ from an uninterrupted one.
     """
     lowest, highest = (int(stride).bit_length() - 1 for stride in (strides[0], strides[-1]))
     pool.scales = [1 / stride for stride in strides]

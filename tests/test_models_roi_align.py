@@ -56,6 +56,8 @@ NAMED_BOXES = {
     "far outside": [1000, 1000, 1100, 1200],
     "very far": [-1e9, -1e9, 1e9, 1e9],
     "on cell borders": [32, 32, 88, 88],
+    "samples exactly one cell outside, upper left": [-5, -5, 23, 23],
+    "samples exactly at the end, lower right": [157, 125, 185, 153],
     "flat": [10, 64, 150, 64.5],
 }
 
@@ -146,8 +148,10 @@ def test_repeats_bit_for_bit():
 
 
 def test_boxes_that_are_not_numbers_give_such_features():
-    boxes = [torch.full((1, 4), float("nan"), dtype=torch.float64)]
-    assert pools()[1](feature_maps(), boxes, [(IMAGE_HEIGHT, IMAGE_WIDTH)]).isnan().all()
+    boxes = [torch.full((1, 4), float("nan"))]
+    pool = pools(levels=1)[1]
+    fix_pooling_scales(pool, (4,))
+    assert pool({"0": torch.ones(1, 3, 5, 8)}, boxes, [(20, 32)]).isnan().all()
 
 
 def test_adaptive_sampling_is_left_to_torchvision():

@@ -1,5 +1,6 @@
 """The options of train.py, and how every script reads its command line. The only door to tyro."""
 
+import math
 import os
 import sys
 import traceback
@@ -152,7 +153,11 @@ GENERATED = {
 def resolved(config: TrainConfig, *, cores: int) -> tuple[TrainConfig, dict[str, Any]]:
     """The configuration with every default filled in that does not need the data, and those defaults by name."""
     recipe = GENERATED if config.data == "generated" else {}
-    pick = lambda name, default: recipe.get(name, default) if getattr(config, name) is None else getattr(config, name)  # noqa: E731
+
+    def pick(name: str, default: Any) -> Any:
+        given = getattr(config, name)
+        return recipe.get(name, default) if given is None else given
+
     optimizer, batch_size = pick("optimizer", "sgd"), pick("batch_size", 4)
     model = pick("model", "fasterrcnn_resnet50_fpn_v2")
     is_timm = model.startswith("timm/")  # timm has backbones, not detectors: no COCO weights
@@ -179,12 +184,14 @@ MAY_CHANGE = ("epochs", "max_steps", "device", "workers", "checkpoint_every", "p
 
 def for_resume(stored: TrainConfig, asked: TrainConfig) -> TrainConfig:
     """`asked`, its open options taken from the run; ConfigError names each flag that differs and may not."""
-    asked = replace(asked, **{f.name: getattr(stored, f.name) for f in fields(stored) if getattr(asked, f.name) is None})
+    asked = replace(
+        asked, **{f.name: getattr(stored, f.name) for f in fields(stored) if getattr(asked, f.name) is None}
+    )
     changed = [f.name for f in fields(stored) if getattr(stored, f.name) != getattr(asked, f.name)]
     refused = [name for name in changed if name not in MAY_CHANGE]
     if refused:
         told = ", ".join(f"{flag(name)} ({getattr(stored, name)} → {getattr(asked, name)})" for name in refused)
-        raise ConfigError(f"A resumed run keeps its configuration; not allowed to change: {told}. Start a new run instead")
+        raise ConfigError(f"A resumed run keeps its configuration; these cannot change: {told}. Start a new run")
     return asked
 
 
@@ -199,7 +206,7 @@ def parse_interval(text: str) -> tuple[str, float]:
         value = float(number) * (60 if unit == "seconds" else 1)
     except ValueError:
         value = 0.0
-    if value <= 0 or (unit == "steps" and value != int(value)):
+    if not 0 < value < math.inf or (unit == "steps" and value != int(value)):
         raise ConfigError(f"--checkpoint-every takes steps (500) or minutes (10m), not {text!r}")
     return unit, value
 
@@ -250,7 +257,10 @@ def _explained(error: Exception) -> int:
         return code
     place = traceback.extract_tb(error.__traceback__)[-1]
     print(f"internal error: {type(error).__name__}: {error}", file=sys.stderr)
-    print(f"  at {place.filename}:{place.lineno} in {place.name}. Please report this, with the line above.", file=sys.stderr)
+    print(
+        f"  at {place.filename}:{place.lineno} in {place.name}. Please report this, with the line above.",
+        file=sys.stderr,
+    )
     if os.environ.get("TRACEBACK"):
         traceback.print_exception(error)
     return 70

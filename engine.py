@@ -105,7 +105,7 @@ def _finite_losses(losses: dict[str, Tensor], total: Tensor, index: int, targets
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """What the model found in one image: boxes (N, 4) xyxy absolute pixels, labels (N,) 1..C, scores (N,), best first."""
+    """Found in one image, best first: boxes (N, 4) xyxy in absolute pixels, labels (N,) 1..C, scores (N,)."""
 
     image_id: int
     boxes: np.ndarray
@@ -114,7 +114,11 @@ class Detections:
 
 
 def predict(
-    model: nn.Module, batches: Iterable[tuple[list[Tensor], list[dict]]], *, device: torch.device, amp: torch.dtype | None = None
+    model: nn.Module,
+    batches: Iterable[tuple[list[Tensor], list[dict]]],
+    *,
+    device: torch.device,
+    amp: torch.dtype | None = None,
 ) -> Iterator[Detections]:
     """Detect in every image, in its original size; the model is in evaluation mode meanwhile."""
     was_training = model.training
@@ -138,7 +142,10 @@ def to_float(image: Tensor, device: torch.device) -> Tensor:
 
 def to_device(targets: Sequence[dict[str, Any]], device: torch.device) -> list[dict[str, Any]]:
     return [
-        {key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in target.items()}
+        {
+            key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for key, value in target.items()
+        }
         for target in targets
     ]
 

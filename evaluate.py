@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,7 +170,9 @@ def table(report: dict[str, Any]) -> str:
     lines = [f"{report['dataset']} {report['split']}: {report['images']} images"]
     lines += [f"  {name:<10} {value:.4f}" for name, value in report["metrics"].items()]
     width = max((len(name) for name in report["per_class"]), default=0)
-    lines += [f"  {name:<{width}}  AP {one['AP']:.4f}  AP50 {one['AP50']:.4f}" for name, one in report["per_class"].items()]
+    lines += [
+        f"  {name:<{width}}  AP {one['AP']:.4f}  AP50 {one['AP50']:.4f}" for name, one in report["per_class"].items()
+    ]
     return "\n".join(lines)
 
 

@@ -1,6 +1,5 @@
 """Detect objects in images with a checkpoint: JSON lines on stdout, drawn images in a folder."""
 
-import glob
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -88,11 +87,19 @@ def image_files(sources: Sequence[str]) -> list[Path]:
         if path.is_dir():
             found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
         else:
-            found = [path] if path.exists() else sorted(Path(match) for match in glob.glob(source, recursive=True))
+            found = [path] if path.exists() else sorted(matching(source))
         if not found:
-            raise workspace.WorkspaceError(f"{source} names no image ({', '.join(IMAGE_SUFFIXES)}), folder or pattern that is there")
+            raise workspace.WorkspaceError(
+                f"{source} names no image ({', '.join(IMAGE_SUFFIXES)}), folder or pattern that is there"
+            )
         files += found
     return list(dict.fromkeys(files))
+
+
+def matching(pattern: str) -> Iterator[Path]:
+    """The files that a glob pattern names; `**` means any depth."""
+    path = Path(pattern)
+    return Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))
 
 
 def read_images(files: Sequence[Path]) -> tuple[dict[Path, Any], dict[Path, str]]:
@@ -116,7 +123,13 @@ def result(file: Path, image: Any, found: Any, classes: Sequence[str], config: I
     boxes, labels, scores = found.boxes[kept], found.labels[kept], found.scores[kept]
     names = [classes[label - 1] for label in labels]
     if config.output is not None:
-        draw_to(config.output / f"{file.stem}.png", image, boxes, labels, [f"{n} {s:.2f}" for n, s in zip(names, scores, strict=True)])
+        draw_to(
+            config.output / f"{file.stem}.png",
+            image,
+            boxes,
+            labels,
+            [f"{n} {s:.2f}" for n, s in zip(names, scores, strict=True)],
+        )
     rows = [
         {"box": [round(float(side), 2) for side in box], "label": name, "score": round(float(score), 4)}
         for box, name, score in zip(boxes, names, scores, strict=True)

@@ -7,7 +7,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import workspace
@@ -51,7 +50,7 @@ class RunInfo:
 
 
 class LiveRun:
-    """Use as a context manager: leaving it ends the run truthfully (FINISHED, KILLED or FAILED) and delivers the rest."""
+    """A context manager: leaving it ends the run truthfully (FINISHED, KILLED or FAILED) and delivers the rest."""
 
     def __init__(self, store: Any, info: RunInfo, *, publish: str):
         from tracking.run import TrackedRun
@@ -75,7 +74,11 @@ class LiveRun:
         info = self.info
         self.folder.update(
             **info.in_checkpoint() | workspace.whoami(),
-            **{"total_steps": info.total_steps, "state": "running", "started": self.folder.state().get("started", time.time())},
+            **{
+                "total_steps": info.total_steps,
+                "state": "running",
+                "started": self.folder.state().get("started", time.time()),
+            },
         )
         self.sender = Sender(self.folder.path, self.store, heartbeat=self.heartbeat)
         self.sender.start()
@@ -154,13 +157,29 @@ class LiveRun:
         status = "FINISHED" if error is None else "KILLED" if resumable else "FAILED"
         try:
             state = {"FINISHED": "finished", "KILLED": "interrupted", "FAILED": "failed"}[status]
-            self.folder.update(**self.position, state=state, ended=datetime.now().astimezone().isoformat(timespec="seconds"))
+            self.folder.update(
+                **self.position, state=state, ended=datetime.now().astimezone().isoformat(timespec="seconds")
+            )
             if error is not None:
                 self.tracked.tags({"resumable": str(self.folder.last.exists()).lower(), "ended_by": str(error)[:500]})
+            self.tracked.description(self.description(status))
             self.tracked.end(status)
         except OSError as full:
             say(f"the end of the run could not be written ({full}); the next command marks it KILLED")
         self._deliver(DELIVERY_SECONDS if error is None else 15.0)
+
+    def description(self, status: str) -> str:
+        """The run's note in the MLflow UI: the result and what to type next."""
+        info, best = self.info, self.position.get("best")
+        result = f"best {best['metric']} **{best['value']:.4f}** in {best['name']}" if best else "no validation yet"
+        lines = [
+            f"{info.architecture['builder']} on {info.dataset['name']} ({', '.join(info.classes)}): {result}.",
+            f"{status.lower()} at step {self.position.get('step', 0)} of {info.total_steps}.",
+            f"- restore its best: `python restore.py {info.run_id}`",
+            f"- score it: `python evaluate.py --run {info.run_id}`",
+            f"- resume it: `{self.resume_command}`",
+        ]
+        return "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:])
 
     def _deliver(self, seconds: float) -> None:
         began = time.monotonic()
@@ -169,13 +188,9 @@ class LiveRun:
         unsent = self.tracked.journal.unsent()
         if delivered or not unsent["operations"]:
             return
+        waited = duration(time.monotonic() - began)
         say(
-            f"MLflow has not got everything ({unsent['operations']} operations, {unsent['checkpoints']} checkpoints; waited "
-            f"{duration(time.monotonic() - began)}): {self.sender.trouble}. Nothing is lost: it lies in {self.folder.path} "
-            "and is sent by: python status.py --sync"
+            f"MLflow has not got everything: {unsent['operations']} operations and {unsent['checkpoints']} checkpoints "
+            f"wait after {waited} ({self.sender.trouble}). Nothing is lost: it lies in {self.folder.path}. "
+            "Send it: python status.py --sync"
         )
-
-
-def relative(path: Path) -> str:
-    """`path` from the repository's root where it lies inside."""
-    return str(path.relative_to(workspace.ROOT)) if path.is_relative_to(workspace.ROOT) else str(path)

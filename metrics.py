@@ -55,6 +55,9 @@ def coco_metrics(ground_truth: dict[str, Any], results: list[dict[str, Any]]) ->
 
     What has no ground truth (a size, a class) is left out: pycocotools' -1 is no score.
     """
+    # pycocotools writes into what it is given.
+    ground_truth = ground_truth | {"annotations": [dict(each) for each in ground_truth["annotations"]]}
+    results = [dict(each) for each in results]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = COCO()
         truth.dataset = ground_truth
@@ -77,7 +80,9 @@ def _empty(ground_truth: dict[str, Any]) -> COCO:
 
 
 def _per_class(evaluation: COCOeval, categories: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU thresholds, recalls, classes): all sizes, 100 a image
+    precision = evaluation.eval["precision"][
+        :, :, :, 0, -1
+    ]  # (IoU thresholds, recalls, classes): all sizes, 100 a image
     names = {category["id"]: category["name"] for category in categories}
     scores = {}
     for index, category_id in enumerate(evaluation.params.catIds):

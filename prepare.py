@@ -49,6 +49,11 @@ class Position:
     best: dict[str, Any] | None = None  # epoch, step, metric, value
     metrics: dict[str, float] = field(default_factory=dict)  # of the last validation
 
+    @property
+    def name(self) -> str:
+        """What a checkpoint taken here is called in MLflow."""
+        return f"epoch-{self.epoch:03d}" if self.batches_done == 0 else f"step-{self.step:06d}"
+
 
 @dataclass(kw_only=True)
 class Job:
@@ -103,7 +108,14 @@ def prepare(config: TrainConfig) -> Job:
     for note in notes:
         say(note)
     info = run_info(config, store, run_id, data, architecture, plan, code)
-    built = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler, "device": device, "amp": amp}
+    built = {
+        "model": model,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "scaler": scaler,
+        "device": device,
+        "amp": amp,
+    }
     known = {"config": config, "defaults": defaults, "store": store, "info": info, "data": data, "order": order}
     return Job(**built, **known, plan=plan, position=position, code=code, notes=notes)
 
@@ -223,7 +235,13 @@ def optimization(
 
 
 def run_info(
-    config: TrainConfig, store: Store, run_id: str | None, data: DetectionData, architecture: dict, plan: Plan, code: dict
+    config: TrainConfig,
+    store: Store,
+    run_id: str | None,
+    data: DetectionData,
+    architecture: dict,
+    plan: Plan,
+    code: dict,
 ) -> RunInfo:
     """The run's lasting facts; creates the MLflow run, or reopens the one that is resumed."""
     if run_id is None:
@@ -282,7 +300,9 @@ def differences(saved: dict[str, Any], data: DetectionData, code: dict[str, Any]
     """What is not as it was when the checkpoint was written."""
     notes = []
     if saved["dataset"]["fingerprint"] != data.fingerprint:
-        notes.append(f"note: the data changed since (fingerprint {saved['dataset']['fingerprint']} → {data.fingerprint})")
+        notes.append(
+            f"note: the data changed since (fingerprint {saved['dataset']['fingerprint']} → {data.fingerprint})"
+        )
     if saved["code_version"] != code["commit"]:
         notes.append(f"note: the code changed since (commit {saved['code_version']} → {code['commit']})")
     return notes
@@ -304,12 +324,15 @@ def log_beginning(run: LiveRun, job: Job) -> None:
     if run.first_new_step > 1:
         tracked.tags({"resumed_at_step": str(job.position.step), "resumed_by": environment.command_line()})
         return
+    machine = environment.environment()
+    on_cpu = f"{machine['cpus']} cores of {machine['cpu']}"
+    tracked.tags({"hardware": on_cpu if job.device.type == "cpu" else torch.cuda.get_device_name(job.device)})
     tracked.params({name: value for name, value in job.info.config.items() if name not in ("resume", "tag")})
     tracked.params({f"architecture/{name}": value for name, value in job.info.architecture["kwargs"].items()})
     tracked.params({"defaults_chosen": ", ".join(sorted(job.defaults)), "classes": ", ".join(job.data.classes)})
     tracked.text(environment.command_line() + "\n", "code/command.txt")
     tracked.text(json.dumps(job.info.config, indent=1), "config.json")
-    tracked.text(json.dumps(environment.environment(), indent=1), "code/environment.json")
+    tracked.text(json.dumps(machine, indent=1), "code/environment.json")
     tracked.text("\n".join(job.notes) + "\n", "code/starting_weights.txt")
     if job.code["diff"]:
         tracked.text(job.code["diff"], "code/uncommitted.diff")

@@ -40,7 +40,11 @@ class Progress:
         elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
             figures = "".join(f"  {name} {value}" for name, value in shown.items())
-            print(f"{self.what}: {self.done}/{self.total} {self.unit}{figures}  {self._left()}", file=sys.stderr, flush=True)
+            print(
+                f"{self.what}: {self.done}/{self.total} {self.unit}{figures}  {self._left()}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _left(self) -> str:
         seconds = (time.monotonic() - self.started) / max(1, self.done - self.begun_at) * (self.total - self.done)
@@ -50,4 +54,6 @@ class Progress:
 def duration(seconds: float) -> str:
     """75 → 1m15s; 7320 → 2h02m."""
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+    return (
+        f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+    )

@@ -1,4 +1,4 @@
-"""What is the status of the checkpoint file at models/faster_rcnn? Answers at once, and writes nothing without --sync."""
+"""What is the status of the checkpoint file at models/faster_rcnn? Answers at once; writes nothing without --sync."""
 
 import json
 import os
@@ -17,7 +17,10 @@ from workspace import RunFolder
 
 @dataclass(frozen=True, kw_only=True)
 class StatusConfig:
-    """Say what lies at models/faster_rcnn, what ran here, and what to do next. Exit code 0 ready, 1 absent, 3 damaged, 4 incompatible."""
+    """Say what lies at models/faster_rcnn, what ran here, and what to do next.
+
+    Exit code 0: ready, 1: absent, 3: damaged, 4: incompatible.
+    """
 
     checkpoint: Path = workspace.PUBLISHED
     """Another checkpoint file to judge."""
@@ -75,7 +78,9 @@ def training_state(folders: list[RunFolder]) -> dict[str, Any]:
     if chosen is None:
         return {"state": "none", "run_id": None, "epoch": None, "step": None}
     state = chosen.state()
-    known = {key: state.get(key) for key in ("run_name", "epoch", "epochs", "step", "total_steps", "updated", "pid", "host")}
+    known = {
+        key: state.get(key) for key in ("run_name", "epoch", "epochs", "step", "total_steps", "updated", "pid", "host")
+    }
     return {"state": chosen.training(), "run_id": chosen.run_id} | known
 
 
@@ -153,16 +158,19 @@ def report_text(report: dict[str, Any]) -> str:
     if report["detail"] and report["state"] != "absent":
         lines.append(f"  {report['detail']}")
     if report["state"] == "ready":
-        pinned = ", pinned by restore.py" if report["pinned"] else ""
+        role = (report["role"] or "checkpoint") + (", pinned by restore.py" if report["pinned"] else "")
         lines.append(f"  {workspace.introduce(report)}")
-        lines.append(f"  {report['role'] or 'checkpoint'}{pinned}, {report['size_bytes'] / 1e6:.1f} MB, sha256 {str(report['sha256'])[:12]}")
+        lines.append(f"  {role}, {report['size_bytes'] / 1e6:.1f} MB, sha256 {str(report['sha256'])[:12]}")
         lines.append(f"  classes: {', '.join(report['classes'] or ['unknown'])}")
         if report["run_id"]:
-            lines.append(f"  run {report['run_id']}: {report['run_status'] or 'not known to the store'} in {report['tracking_uri']}")
+            known = report["run_status"] or "not known to the store"
+            lines.append(f"  run {report['run_id']}: {known} in {report['tracking_uri']}")
     lines += training_lines(report["training"])
     best = report["best"]
     if best and best["run_id"] != report["run_id"]:
-        lines.append(f"best of the newest run: {best['metric']} {best['value']:.4f} in epoch {best['epoch']} of {best['run_id']}")
+        lines.append(
+            f"best of the newest run: {best['metric']} {best['value']:.4f} in epoch {best['epoch']} of {best['run_id']}"
+        )
     waiting = report["unsent"]
     if waiting["operations"] and report["training"]["state"] != "running":
         lines.append(

@@ -1,8 +1,7 @@
-"""Train a Faster R-CNN. Every metric and every epoch's checkpoint goes to MLflow; the best lies in models/faster_rcnn."""
+"""Train a Faster R-CNN. Metrics and every epoch's checkpoint go to MLflow, the best to models/faster_rcnn."""
 
 import json
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from config import TrainConfig
 from progress import Progress, say
 
 if TYPE_CHECKING:
-    from engine import NonFiniteLoss, Step
+    from engine import Step
     from live_run import LiveRun, Stopped
     from prepare import Job
 
@@ -99,7 +98,6 @@ def validate_and_save(run: "LiveRun", job: "Job") -> None:
 
     config, position = job.config, job.position
     is_last = position.step == job.plan.last_step
-    name = f"epoch-{position.epoch:03d}" if position.batches_done == 0 else f"step-{position.step:06d}"
     scores: dict[str, float] = {}
     if is_last or (position.epoch + 1) % config.evaluate_every == 0:
         started = time.monotonic()
@@ -114,13 +112,12 @@ def validate_and_save(run: "LiveRun", job: "Job") -> None:
         scores = validation_metrics({"metrics": scored.metrics, "per_class": scored.per_class})
         position.metrics = scores
         improved = update_best(job, scores)
-        say(
-            f"{name}  step {position.step}  val/AP {scores['val/AP']:.4f}  val/AP50 {scores['val/AP50']:.4f}  "
-            f"best {position.best['value']:.4f} ({position.best['name']})  validated in {time.monotonic() - started:.1f} s"
-        )
+        ap, best = f"val/AP {scores['val/AP']:.4f}  val/AP50 {scores['val/AP50']:.4f}", position.best
+        took = f"validated in {time.monotonic() - started:.1f} s"
+        say(f"{position.name}  step {position.step}  {ap}  best {best['value']:.4f} ({best['name']})  {took}")
         for which in ("best", "last") if improved else ("last",):
             run.log_detections(f"{which}_val", scored.results)
-    run.log_checkpoint(name, snapshot(job), scores)
+    run.log_checkpoint(position.name, snapshot(job), scores)
 
 
 def update_best(job: "Job", scores: dict[str, float]) -> bool:
@@ -130,8 +127,8 @@ def update_best(job: "Job", scores: dict[str, float]) -> bool:
     sign = -1 if workspace.lower_is_better(metric) else 1
     if best is not None and sign * value <= sign * best["value"]:
         return False
-    name = f"epoch-{position.epoch:03d}" if position.batches_done == 0 else f"step-{position.step:06d}"
-    position.best = {"name": name, "epoch": position.epoch, "step": position.step, "metric": metric, "value": value}
+    where = {"name": position.name, "epoch": position.epoch, "step": position.step}
+    position.best = where | {"metric": metric, "value": value}
     return True
 
 
@@ -196,10 +193,11 @@ def named_loss(run: "LiveRun", job: "Job") -> Iterator[None]:
     except NonFiniteLoss as error:
         records = {record.image_id: record for record in job.data.records("train")}
         images = [records[image_id].name for image_id in error.image_ids]
-        where = {"step": error.step, "epoch": job.position.epoch + 1, "images": images}
-        details = where | {"boxes": error.boxes, "losses": {name: str(value) for name, value in error.losses.items()}}
+        details = {"step": error.step, "epoch": job.position.epoch + 1, "images": images}
+        details |= {"boxes": error.boxes, "losses": {name: str(value) for name, value in error.losses.items()}}
         run.tracked.text(json.dumps(details, indent=1), f"nonfinite/step-{error.step:06d}.json")
-        message = f"{error} in epoch {job.position.epoch + 1}. Images: {', '.join(images)}. Losses, boxes: nonfinite/ of the run"
+        where = f"epoch {job.position.epoch + 1}, images {', '.join(images)}"
+        message = f"{error} ({where}). All losses and boxes are in the run's artifacts, under nonfinite/"
         raise NonFiniteLoss(message, step=error.step, losses=error.losses, targets=[]) from error
 
 

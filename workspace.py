@@ -121,13 +121,14 @@ def local_run(word: str) -> str | None:
     named = [
         folder.run_id
         for folder in run_folders()
-        if word in (folder.run_id, folder.state().get("run_name")) or (len(word) >= 4 and folder.run_id.startswith(word))
+        if word in (folder.run_id, folder.state().get("run_name"))
+        or (len(word) >= 4 and folder.run_id.startswith(word))
     ]
     return named[0] if len(named) == 1 else None
 
 
 def lower_is_better(metric: str) -> bool:
-    return "loss" in metric
+    return "loss" in metric and "/AP" not in metric  # a class may be called "floss"
 
 
 def select(checkpoints: list[Any], which: str, metric: str, run_id: str) -> Any:
@@ -141,12 +142,16 @@ def select(checkpoints: list[Any], which: str, metric: str, run_id: str) -> Any:
         scored = [one for one in checkpoints if metric in one.metrics]
         if not scored:
             metrics = sorted({name for one in checkpoints for name in one.metrics})
-            raise WorkspaceError(f"No checkpoint of run {run_id} has {metric!r}; it has: {', '.join(metrics) or 'none'}")
+            raise WorkspaceError(
+                f"No checkpoint of run {run_id} has {metric!r}; it has: {', '.join(metrics) or 'none'}"
+            )
         sign = -1 if lower_is_better(metric) else 1
         return max(scored, key=lambda one: sign * one.metrics[metric])  # the earliest of equals
     matching = [one for one in checkpoints if which.isdecimal() and one.epoch == int(which)]
     if not matching:
-        raise WorkspaceError(f"Run {run_id} has no checkpoint {which!r}: best, last or an epoch's number; it has {known}")
+        raise WorkspaceError(
+            f"Run {run_id} has no checkpoint {which!r}: best, last or an epoch's number; it has {known}"
+        )
     return matching[-1]
 
 
@@ -199,6 +204,8 @@ def move_aside(path: Path) -> Path | None:
     if not path.is_file():
         raise WorkspaceError(f"{path} is not a file. Move it away, then try again")
     aside = path.with_name(f"{path.stem}.kept-{time.strftime('%Y%m%d-%H%M%S')}{path.suffix}")
+    while aside.exists():  # two in one second
+        aside = aside.with_stem(f"{aside.stem}-again")
     path.replace(aside)
     return aside
 
@@ -243,7 +250,9 @@ def require_space(folder: Path, needed_bytes: int) -> None:
     """WorkspaceError (exit 5) when `folder`'s disk has less than `needed_bytes` free."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
-        message = f"{folder} has {free / 1e6:.0f} MB free; {needed_bytes / 1e6:.0f} MB are needed. Free some, then resume"
+        message = (
+            f"{folder} has {free / 1e6:.0f} MB free; {needed_bytes / 1e6:.0f} MB are needed. Free some, then resume"
+        )
         raise WorkspaceError(message, exit_code=5)
 
 
@@ -252,7 +261,9 @@ def require_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WorkspaceError(f"The folder {folder} cannot be made: {error.strerror}. Choose another --output") from error
+        raise WorkspaceError(
+            f"The folder {folder} cannot be made: {error.strerror}. Choose another --output"
+        ) from error
     if not os.access(folder, os.W_OK):
         raise WorkspaceError(f"The folder {folder} cannot be written. Choose another --output")
 
@@ -273,7 +284,7 @@ def introduce(entry: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def checkpoint_file(store: Any, config: Any) -> Iterator[Path]:
-    """The local file that a script's --run, --checkpoint or neither names; a RUN's is fetched, verified, and removed."""
+    """The local file that --run, --checkpoint or neither names; a RUN's is fetched, verified and removed after use."""
     if config.run is None:
         yield usable(config.checkpoint or PUBLISHED)
         return
@@ -287,7 +298,9 @@ def usable(path: Path) -> Path:
     verdict = record.inspect(path)
     if verdict.state != "ready":
         mend = "python restore.py RUN (python status.py names the runs)"
-        raise record.CheckpointError(f"{path} is {verdict.state}: {verdict.detail}. Restore one: {mend}", verdict.exit_code)
+        raise record.CheckpointError(
+            f"{path} is {verdict.state}: {verdict.detail}. Restore one: {mend}", verdict.exit_code
+        )
     return path
 
 

@@ -89,12 +89,14 @@ def _judge(path: Path, stat: os.stat_result, verify: bool) -> Verdict:
         if entry.get("sha256") == sha256:
             return _fitting(entry)
     verdict = _judge_content(path)
-    if not entries or verdict.state != "ready":
+    if verdict.state != "ready":
         return verdict
-    own = verdict.entry
+    own = verdict.entry | {"sha256": sha256}
+    if not entries:
+        return Verdict("ready", entry=own)
     if any((own.get("run_id"), own.get("step")) == (entry.get("run_id"), entry.get("step")) for entry in entries):
         return Verdict("corrupt", "its content is not what was recorded for this run and step (the hash differs)")
-    return Verdict("ready", "not the file its record describes: it was put here by hand", own | {"sha256": sha256})
+    return Verdict("ready", "not the file its record describes: it was put here by hand", own)
 
 
 def _fitting(entry: dict[str, Any]) -> Verdict:
@@ -127,6 +129,8 @@ def _judge_content(path: Path) -> Verdict:
         return Verdict("truncated" if truncated else "corrupt", "its end is missing" if truncated else str(error))
     except KeyError:
         return Verdict("not-a-checkpoint", "a zip archive, but not one that PyTorch wrote")
+    except _NotPlain as error:
+        return Verdict("not-a-checkpoint", f"it holds more than plain data: {error}")
     except Exception as error:  # any byte may be flipped in headers that no checksum covers
         return Verdict("corrupt", f"it cannot be decoded: {type(error).__name__}: {error}")
     if not isinstance(content, dict) or not _weights(content):
@@ -170,6 +174,10 @@ class TensorShape:
     shape: tuple[int, ...]
 
 
+class _Mapping(dict):
+    """Stands for OrderedDict: torch hangs an attribute (`_metadata`) on a model's state dict, which a dict cannot take."""
+
+
 class _Inert:
     """Stands for any other class: a pickle can name it and call it, and nothing happens."""
 
@@ -180,14 +188,29 @@ class _Inert:
         self.state = state
 
 
+class _NotPlain(pickle.UnpicklingError):
+    """The file names code that torch.load(weights_only=True) refuses too."""
+
+
+# Beside torch's own, what checkpoint.load accepts (pickles of protocol 2 say __builtin__).
+PLAIN_NAMES = {
+    *("collections.OrderedDict", "collections.Counter", "argparse.Namespace", "_codecs.encode"),
+    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "bytearray", "complex")),
+}
+
+
 class _PlainUnpickler(pickle.Unpickler):
     """Reads the structure of a torch file; tensors become their shapes and no code of the file can run."""
 
     def find_class(self, module: str, name: str):
         if (module, name) == ("collections", "OrderedDict"):
-            return dict
+            return _Mapping
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return lambda storage, offset, shape, *rest: TensorShape(tuple(shape))
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return lambda tensor, *rest: tensor
+        if module.partition(".")[0] != "torch" and f"{module}.{name}" not in PLAIN_NAMES:
+            raise _NotPlain(f"{module}.{name}")
         return _Inert
 
     def persistent_load(self, identifier):

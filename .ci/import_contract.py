@@ -1,0 +1,55 @@
+"""Holds the star of the README: scripts → what joins the nouns → nouns, never back, and no noun imports another.
+
+import-linter would be the tool, but it takes packages only, and our modules are flat files.
+"""
+
+import ast
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# A module imports from the layers below its own only; modules of one layer do not import each other.
+LAYERS = (
+    ("train",),
+    ("evaluate", "infer", "restore", "status", "prepare"),
+    ("live_run",),
+    ("workspace",),
+    ("config", "engine", "metrics", "figures", "tracking", "models", "data"),
+    ("progress",),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """The first parts of all absolute imports, wherever they stand."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def violations() -> list[str]:
+    files = [
+        *ROOT.glob("*.py"),
+        *(file for folder in ("tracking", "models", "data") for file in ROOT.glob(f"{folder}/*.py")),
+    ]
+    found = []
+    for file in files:
+        owner = file.relative_to(ROOT).parts[0].removesuffix(".py")
+        if owner not in LEVEL:
+            found.append(f"{file.name} has no place in the layers of {Path(__file__).name}")
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for name in sorted(imported(tree) & LEVEL.keys() - {owner}):
+            if LEVEL[name] <= LEVEL[owner]:
+                found.append(f"{file.relative_to(ROOT)} imports {name}, which is not below it")
+    return found
+
+
+if __name__ == "__main__":
+    broken = violations()
+    print("\n".join(broken) or "the import contract holds")
+    sys.exit(1 if broken else 0)

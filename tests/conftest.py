@@ -1,0 +1,98 @@
+"""Fixtures: copies of this repository to run scripts in, small data sets, and a run trained once for many tests."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# A detector that trains in seconds; images are 96×128.
+SMALL = (
+    *("--model", "timm/resnet10t", "--weights", "none", "--image-min-size", "96", "--image-max-size", "128"),
+    *("--anchor-sizes", "16", "32", "48", "64", "96", "--fpn-channels", "16", "--roi-samples", "16"),
+    *("--proposals", "50", "--batch-size", "2", "--optimizer", "adamw", "--lr", "1e-3", "--schedule", "cosine"),
+    *("--warmup-steps", "2", "--workers", "0", "--device", "cpu"),
+)
+
+Script = Callable[..., subprocess.CompletedProcess]
+
+
+def copy_of_repository(folder: Path) -> Path:
+    """The repository's code in `folder`: what scripts write there stays there."""
+    artefacts = shutil.ignore_patterns(
+        *("mlruns", "mlartifacts", "mlflow.db*", "runs", "outputs", ".git", ".venv", "tests", "__pycache__", "*.pth"),
+        "checkpoint.json",
+    )
+    shutil.copytree(ROOT, folder, ignore=artefacts)
+    return folder
+
+
+def script_runner(folder: Path) -> Script:
+    """Runs `python NAME …` in `folder`'s copy, from another working directory; returns the finished process."""
+
+    def run(name: str, *arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
+        ours = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+        return subprocess.run(
+            [sys.executable, str(folder / name), *map(str, arguments)],
+            cwd=cwd or folder,
+            env=ours | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new MLflow database, made once: it costs 6 to 8 seconds."""
+    from tracking.store import open_store
+
+    folder = tmp_path_factory.mktemp("store")
+    open_store(folder, f"sqlite:///{folder}/mlflow.db")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small COCO data set on disk: 8 training, 5 validation and 4 test images."""
+    from data.generated import generated_data, write_coco
+
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    write_coco(generated_data(train=8, val=5, test=4, size=(96, 128)), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, coco_folder: Path, empty_database: Path) -> "Trained":
+    """A copy of the repository in which train.py ran two epochs as a user would run it."""
+    folder = copy_of_repository(tmp_path_factory.mktemp("trained") / "repository")
+    shutil.copy(empty_database, folder / "mlflow.db")
+    run = script_runner(folder)
+    process = run("train.py", "--data", coco_folder, *SMALL, "--epochs", "2", "--run-name", "small", cwd=coco_folder)
+    assert process.returncode == 0, process.stderr
+    return Trained(folder, run, process)
+
+
+class Trained:
+    """Where a run was trained, and what its process said."""
+
+    def __init__(self, folder: Path, run: Script, process: subprocess.CompletedProcess):
+        self.folder, self.run, self.process = folder, run, process
+        self.run_id = process.stdout.strip()
+        self.checkpoint = folder / "models" / "faster_rcnn" / "checkpoint.pth"
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real data sets that the environment variable REAL_DATA names."""
+    where = os.environ.get("REAL_DATA")
+    if not where:
+        pytest.skip("needs real data: set REAL_DATA to a folder with bccd/ and facemask/")
+    return Path(where)

@@ -1,0 +1,207 @@
+"""The scripts as a user runs them: subprocesses, real files, a real store."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from tests.conftest import ROOT, SMALL, Trained, copy_of_repository, script_runner
+
+
+def stored(trained: Trained):
+    from tracking.store import open_store
+
+    return open_store(trained.folder, f"sqlite:///{trained.folder}/mlflow.db")
+
+
+def test_train_prints_the_run_id_and_nothing_else(trained):
+    assert len(trained.run_id) == 32
+    assert trained.process.stdout == trained.run_id + "\n"
+    assert "Traceback" not in trained.process.stderr
+
+
+def test_the_run_in_mlflow_is_whole(trained):
+    store = stored(trained)
+    run = store.run(trained.run_id)
+    assert (run.name, run.status, run.params["lr"], run.params["epochs"]) == ("small", "FINISHED", "0.001", "2")
+    assert {dataset["context"] for dataset in run.datasets} == {"training", "validation"}
+    history = store.client.get_metric_history(trained.run_id, "train/loss")
+    assert [point.step for point in history] == list(range(1, 9))
+    assert [point.step for point in store.client.get_metric_history(trained.run_id, "val/AP")] == [4, 8]
+    names = {file.path for file in store.client.list_artifacts(trained.run_id)}
+    assert {"config.json", "code", "data", "detections"} <= names
+    checkpoints = store.checkpoints(trained.run_id)
+    assert [(one.name, one.step, one.epoch) for one in checkpoints] == [("epoch-000", 4, 0), ("epoch-001", 8, 1)]
+    assert all("val/AP" in one.metrics for one in checkpoints)
+
+
+def test_status_is_ready_and_names_the_run(trained):
+    report = json.loads(trained.run("status.py", "--json").stdout)
+    assert (report["state"], report["run_id"], report["run_status"]) == ("ready", trained.run_id, "FINISHED")
+    assert report["training"]["state"] == "finished"
+    assert report["classes"] == ["circle", "square", "star", "triangle"]
+    assert report["unsent"]["operations"] == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "state", "code"),
+    [
+        (lambda path: path.unlink(), "absent", 1),
+        (lambda path: path.write_bytes(b""), "empty", 3),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "truncated", 3),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"PK", b"pk")), "not-a-checkpoint", 3),
+        (lambda path: path.write_text("hello"), "not-a-checkpoint", 3),
+        (lambda path: path.write_bytes(flipped(path.read_bytes())), "corrupt", 3),
+    ],
+    ids=["deleted", "emptied", "cut", "no-zip", "text", "flipped"],
+)
+def test_status_tells_the_truth_after_damage_and_restore_mends_it(trained, damage, state, code):
+    damage(trained.checkpoint)
+    process = trained.run("status.py", "--json")
+    report = json.loads(process.stdout)
+    assert (report["state"], process.returncode) == (state, code)
+    assert report["next"] == f"python restore.py {trained.run_id}"
+    restored = trained.run("restore.py", trained.run_id[:6])
+    assert restored.stdout == f"{trained.checkpoint}\n", restored.stderr
+    assert trained.run("status.py").returncode == 0
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def test_the_restored_checkpoint_scores_as_in_training(trained, tmp_path):
+    """In another process and folder, from another working directory."""
+    other = tmp_path / "elsewhere"
+    for which in ("last", "0"):
+        restored = trained.run("restore.py", "small", "--which", which, "--output", other, cwd=tmp_path)
+        checkpoint = Path(restored.stdout.strip())
+        assert checkpoint.is_relative_to(other)
+        scored = trained.run("evaluate.py", "--checkpoint", checkpoint, "--json", "--no-log", cwd=tmp_path)
+        report = json.loads(scored.stdout)
+        logged = {one.epoch: one.metrics for one in stored(trained).checkpoints(trained.run_id)}[report["epoch"]]
+        assert report["metrics"] == pytest.approx({name: logged[f"val/{name}"] for name in report["metrics"]}, abs=1e-6)
+
+
+def test_evaluate_equals_pycocotools_on_what_it_exports(trained, tmp_path):
+    process = trained.run("evaluate.py", "--run", trained.run_id, "--json", "--output", tmp_path / "out")
+    report = json.loads(process.stdout)
+    truth = COCO(str(tmp_path / "out" / "ground_truth.json"))
+    evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / "out" / "detections.json")), "bbox")
+    evaluation.evaluate(), evaluation.accumulate(), evaluation.summarize()
+    names = [
+        "AP",
+        "AP50",
+        "AP75",
+        "AP_small",
+        "AP_medium",
+        "AP_large",
+        "AR_1",
+        "AR_10",
+        "AR_100",
+        "AR_small",
+        "AR_medium",
+        "AR_large",
+    ]
+    expected = {name: value for name, value in zip(names, evaluation.stats, strict=True) if value >= 0}
+    assert report["metrics"] == pytest.approx(expected, abs=1e-12)
+    assert {(image["width"], image["height"]) for image in truth.dataset["images"]} == {(128, 96)}
+    evaluation_run = stored(trained).run(report["evaluation_run_id"])
+    assert evaluation_run.metrics["eval/shapes/val/AP"] == pytest.approx(report["metrics"]["AP"])
+    assert evaluation_run.tags["source_run_id"] == trained.run_id
+    assert report["model_id"] in {one.model_id for one in stored(trained).checkpoints(trained.run_id)}
+
+
+def test_infer_writes_a_line_an_image_and_names_what_fails(trained, coco_folder, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    arguments = (coco_folder / "val", broken, "--score-threshold", "0.0", "--output", tmp_path / "drawn")
+    process = trained.run("infer.py", *arguments)
+    lines = [json.loads(line) for line in process.stdout.splitlines()]
+    assert process.returncode == 1
+    assert [("error" in line) for line in lines] == [False] * 5 + [True]
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == 5
+    for line in lines[:5]:
+        boxes = np.array([one["box"] for one in line["detections"]]).reshape(-1, 4)
+        assert (boxes >= 0).all() and (boxes[:, 2] <= line["width"]).all() and (boxes[:, 3] <= line["height"]).all()
+
+
+@pytest.mark.parametrize("name", ["train.py", "evaluate.py", "infer.py", "restore.py", "status.py"])
+def test_help_comes_without_the_heavy_libraries(name):
+    code = f"import sys, runpy; sys.argv = [{name!r}, '--help']\ntry: runpy.run_path({name!r}, run_name='__main__')\n"
+    code += "except SystemExit as end: assert not end.code\nassert not {'torch', 'mlflow', 'numpy'} & set(sys.modules)"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert "usage:" in process.stdout
+
+
+BAD_INPUT = {
+    "unknown run": (("restore.py", "nosuchrun"), 2, "nosuchrun"),
+    "unknown epoch": (("restore.py", "small", "--which", "9"), 2, "epoch-000, epoch-001"),
+    "unknown metric": (("restore.py", "small", "--metric", "val/mAP"), 2, "val/mAP"),
+    "output is a file": (("restore.py", "small", "--output", "{file}/under"), 2, "cannot be made"),
+    "no data": (("train.py", "--data", "/no/such/data"), 2, "/no/such/data"),
+    "empty data": (("train.py", "--data", "{empty}"), 2, "{empty}"),
+    "wrong flag": (("train.py", "--learning-rate", "1"), 2, "--learning-rate"),
+    "wrong value": (("train.py", "--lr", "-1"), 2, "--lr"),
+    "unknown model": (("train.py", "--model", "fasterrcnn_resnet5_fpn"), 2, "fasterrcnn_resnet50_fpn"),
+    "unknown metric to select by": (("train.py", *SMALL, "--best-metric", "val/mAP"), 2, "val/mAP"),
+    "unknown split": (("evaluate.py", "--split", "dev", "--no-log"), 2, "dev"),
+    "other classes": (("evaluate.py", "--data", "{other}", "--no-log"), 4, "classes"),
+    "run and checkpoint": (("evaluate.py", "--run", "small", "--checkpoint", "x.pth"), 2, "choose one"),
+    "changed flag on resume": (("train.py", "--resume", "small", "--lr", "0.5"), 2, "--lr"),
+    "no image": (("infer.py", "nothing-here-*.jpg"), 2, "nothing-here"),
+    "no checkpoint": (("infer.py", "{image}", "--checkpoint", "none.pth"), 1, "none.pth"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_message_and_the_right_code(case, trained, coco_folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("a file")
+    other = json.loads((coco_folder / "annotations" / "instances_val.json").read_text())
+    for category in other["categories"]:
+        category["name"] += "s"
+    shutil.copytree(coco_folder / "val", tmp_path / "other" / "images")
+    (tmp_path / "other" / "all.json").write_text(json.dumps(other))
+    image = next((coco_folder / "val").iterdir())
+    places = {"file": tmp_path / "file", "empty": tmp_path / "empty", "other": tmp_path / "other", "image": image}
+    (name, *arguments), code, named = BAD_INPUT[case]
+    before = sorted(trained.folder.glob("runs/*"))
+    process = trained.run(name, *(argument.format(**places) for argument in arguments))
+    assert process.returncode == code, process.stderr
+    assert named.format(**places) in process.stderr
+    assert "Traceback" not in process.stderr and process.stdout == ""
+    assert sorted(trained.folder.glob("runs/*")) == before
+
+
+def test_a_run_stopped_by_a_signal_says_so_and_resumes(tmp_path, coco_folder, empty_database):
+    folder = copy_of_repository(tmp_path / "repository")
+    shutil.copy(empty_database, folder / "mlflow.db")
+    command = [sys.executable, "train.py", "--data", coco_folder, *SMALL, "--epochs", "400", "--evaluate-every", "500"]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(folder.glob("runs/*/last.pth")):
+        assert process.poll() is None, process.stderr.read()
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143, errors
+    run = script_runner(folder)
+    report = json.loads(run("status.py", "--json").stdout)
+    assert report["training"]["state"] == "interrupted"
+    run_id, step = report["training"]["run_id"], report["training"]["step"]
+    assert f"--resume {run_id}" in errors
+    resumed = run("train.py", "--resume", run_id, "--max-steps", str(step + 2))
+    assert resumed.stdout == f"{run_id}\n", resumed.stderr
+    from tracking.store import open_store
+
+    store = open_store(folder, f"sqlite:///{folder}/mlflow.db")
+    assert store.run(run_id).status == "FINISHED"
+    steps = [point.step for point in store.client.get_metric_history(run_id, "train/loss")]
+    assert steps == list(range(1, step + 3))

@@ -147,7 +147,8 @@ def _weights(content: dict) -> dict:
 
 
 def _contradiction(content: dict, entry: dict[str, Any]) -> Verdict | None:
-    head = next((v for k, v in _weights(content).items() if k.endswith("box_predictor.cls_score.weight")), None)
+    weights = _weights(content).items()
+    head = next((value for key, value in weights if str(key).endswith("box_predictor.cls_score.weight")), None)
     classes = entry.get("classes")
     if isinstance(head, TensorShape) and isinstance(classes, list) and head.shape[0] != len(classes) + 1:
         detail = f"its class head has {head.shape[0]} rows, its class list {len(classes)} names and background"
@@ -175,7 +176,7 @@ class TensorShape:
 
 
 class _Mapping(dict):
-    """Stands for OrderedDict: torch hangs an attribute (`_metadata`) on a model's state dict, which a dict cannot take."""
+    """Stands for OrderedDict: a state dict of torch carries an attribute (`_metadata`), which a dict cannot take."""
 
 
 class _Inert:

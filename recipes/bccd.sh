@@ -14,7 +14,7 @@ for seed in ${SEEDS:-0 1 2}; do
     run=$(python train.py --data "$data" --experiment bccd --run-name "bccd-lite0-seed$seed" --seed "$seed" \
         --model timm/tf_efficientnet_lite0 --backbone-weights "$weights" \
         --image-min-size 320 --image-max-size 427 --anchor-sizes 16 32 64 128 256 --fpn-channels 128 \
-        --roi-samples 256 --proposals 500 --score-threshold 0.01 --augmentation dihedral \
+        --roi-samples 256 --proposals 500 --score-threshold 0.01 --augmentation dihedral --trainable-layers 3 \
         --epochs 12 --batch-size 4 --optimizer adamw --lr 3e-4 --schedule cosine --warmup-steps 50 --clip-norm 10 \
         --amp bf16 --workers 0 --publish never)
     python evaluate.py --run "$run" --data "$data" --split test

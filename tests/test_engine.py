@@ -1,0 +1,265 @@
+"""Training steps and predictions on models small enough to follow."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import engine
+from engine import DeviceError, NonFiniteLoss, learning_rate_factor, predict, seed_of, train_steps
+
+CPU = torch.device("cpu")
+
+
+class Toy(nn.Module):
+    """Losses from a weight, an image's mean and a dropout draw; detects one box as large as the image."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 1)
+        self.dropout = nn.Dropout(0.5)
+        self.norm = nn.BatchNorm1d(4)
+        self.seen = []
+
+    def forward(self, images, targets=None):
+        self.seen += [(tuple(image.shape), image.dtype, float(image.max())) for image in images]
+        if not self.training:
+            return [self.detections(image) for image in images]
+        means = torch.stack([image.mean() * torch.ones(4) for image in images])
+        wanted = torch.stack([target["boxes"].sum() for target in targets])
+        out = self.layer(self.dropout(means)).squeeze(1)
+        return {"loss_box_reg": ((out - wanted) ** 2).mean(), "loss_classifier": out.abs().mean()}
+
+    def detections(self, image):
+        height, width = image.shape[-2:]
+        box = [[0.0, 0.0, float(width), float(height)]]
+        return {"boxes": torch.tensor(box), "labels": torch.tensor([2]), "scores": torch.tensor([0.5])}
+
+
+def batch(step: int, size: int = 2, box: float = 1.0):
+    generator = torch.Generator().manual_seed(step)
+    images = [torch.randint(0, 256, (3, 8, 8 + i), generator=generator, dtype=torch.uint8) for i in range(size)]
+    targets = [{"image_id": 100 * step + i, "boxes": torch.full((1, 4), box)} for i in range(size)]
+    return images, targets
+
+
+class Training:
+    """Everything that a run continues from."""
+
+    def __init__(self, model=None, lr: float = 0.1):
+        self.model = model or Toy()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=0.9)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1 / (1 + step))
+        self.scaler = torch.amp.GradScaler("cpu", enabled=False)
+
+    def steps(self, batches, *, steps_done: int = 0, seed: int = 5, **more):
+        parts = self.model, batches, self.optimizer, self.schedule, self.scaler
+        return train_steps(*parts, steps_done=steps_done, seed=seed, device=CPU, **more)
+
+    def weights(self) -> list[torch.Tensor]:
+        return [parameter.detach().clone() for parameter in self.model.parameters()]
+
+    def state(self) -> dict:
+        parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
+        return {name: part.state_dict() for name, part in parts.items()}
+
+
+def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def numbers(step: engine.Step) -> tuple:
+    return step.index, step.losses, step.gradient_norm, step.learning_rate, step.images
+
+
+def test_a_step_reports_its_own_losses_norm_and_rate():
+    training = Training()
+    steps = list(training.steps([batch(1), batch(2, size=3)]))
+    assert [(step.index, step.images) for step in steps] == [(1, 2), (2, 3)]
+    for step in steps:
+        assert list(step.losses) == ["loss", "loss_box_reg", "loss_classifier"]
+        assert step.losses["loss"] == pytest.approx(step.losses["loss_box_reg"] + step.losses["loss_classifier"])
+        assert step.seconds >= step.data_seconds >= 0
+    assert [step.learning_rate for step in steps] == [pytest.approx(0.1), pytest.approx(0.05)]  # that it was made with
+
+
+def test_images_arrive_as_floats_in_0_to_1_and_targets_unchanged():
+    training = Training()
+    images = [torch.full((3, 4, 4), 255, dtype=torch.uint8)]
+    list(training.steps([(images, [{"image_id": 1, "boxes": torch.ones(1, 4)}])]))
+    assert training.model.seen == [((3, 4, 4), torch.float32, 1.0)]
+    assert images[0].dtype == torch.uint8
+
+
+def test_a_run_continued_from_its_state_equals_one_that_was_never_interrupted():
+    batches = [batch(number) for number in range(1, 7)]
+    whole = Training()
+    steps = [numbers(step) for step in whole.steps(batches)]
+    for done in (1, 4):
+        first = Training()
+        list(first.steps(batches[:done]))
+        state = first.state()
+        torch.manual_seed(999)  # another process has another generator
+        second = Training()
+        for name, part in state.items():
+            getattr(second, name).load_state_dict(part)
+        assert [numbers(step) for step in second.steps(batches[done:], steps_done=done)] == steps[done:]
+        assert equal(second.weights(), whole.weights())
+
+
+def test_each_step_and_each_seed_draws_for_itself():
+    def losses(**given) -> float:
+        return next(Training().steps([batch(1)], **given)).losses["loss"]
+
+    assert losses(steps_done=3) == losses(steps_done=3)
+    drawn = [losses(steps_done=done) for done in range(6)]  # the same weights and batch: only dropout differs
+    assert len(set(drawn)) > 3
+    assert [losses(seed=6, steps_done=done) for done in range(6)] != drawn
+
+
+def test_seeds_of_near_numbers_are_unrelated():
+    seeds = {seed_of(seed, step, 0, 0) for seed in range(20) for step in range(200)}
+    assert len(seeds) == 20 * 200
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert seed_of(1, 2) != seed_of(2, 1)
+    assert seed_of(0, 1, 0, 0) == seed_of(0, 1, 0, 0)
+
+
+def test_clipping_limits_the_step_and_the_norm_is_the_one_before():
+    free, clipped = Training(), Training()
+    norm = next(free.steps([batch(1)])).gradient_norm
+    before = clipped.weights()
+    assert next(clipped.steps([batch(1)], clip_norm=norm / 4)).gradient_norm == pytest.approx(norm)
+    moved = [after - at_first for after, at_first in zip(clipped.weights(), before, strict=True)]
+    assert math.sqrt(sum(float((part**2).sum()) for part in moved)) == pytest.approx(0.1 * norm / 4, rel=1e-4)
+    assert not equal(free.weights(), clipped.weights())
+
+
+class Spoiled(Toy):
+    """Its loss, or only its gradient, is not finite for boxes of 7."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.how = how
+
+    def forward(self, images, targets=None):
+        losses = super().forward(images, targets)
+        if self.training and float(targets[0]["boxes"][0, 0]) == 7:
+            nothing = self.layer.weight.sum() * 0
+            losses["loss_classifier"] = torch.sqrt(nothing) if self.how == "gradient" else nothing + float(self.how)
+        return losses
+
+
+@pytest.mark.parametrize("how", ["nan", "inf", "-inf", "gradient"])
+def test_a_non_finite_loss_is_raised_before_the_weights_are_touched(how):
+    training = Training(Spoiled(how))
+    steps = training.steps([batch(1), batch(2), batch(3, box=7.0), batch(4)])
+    next(steps), next(steps)
+    before, momentum = training.weights(), training.optimizer.state_dict()["state"][0]["momentum_buffer"].clone()
+    with pytest.raises(NonFiniteLoss, match="tep 3") as caught:
+        next(steps)
+    assert equal(training.weights(), before)
+    assert torch.equal(training.optimizer.state_dict()["state"][0]["momentum_buffer"], momentum)
+    error = caught.value
+    assert (error.exit_code, error.step, error.image_ids) == (7, 3, [300, 301])
+    assert error.boxes == [[[7.0] * 4], [[7.0] * 4]]
+    assert set(error.losses) == {"loss", "loss_box_reg", "loss_classifier"}
+    if how != "gradient":
+        assert "loss_classifier" in str(error) and "loss_box_reg" not in str(error)
+
+
+def test_predictions_are_in_original_sizes_and_in_the_order_of_the_images():
+    model = Toy().train()
+    found = list(predict(model, [batch(1), batch(2, size=3)], device=CPU))
+    assert [one.image_id for one in found] == [100, 101, 200, 201, 202]
+    assert [one.boxes.tolist() for one in found[2:]] == [[[0, 0, 8, 8]], [[0, 0, 9, 8]], [[0, 0, 10, 8]]]
+    assert all((one.labels.tolist(), one.scores.tolist()) == ([2], [0.5]) for one in found)
+    assert {shape for shape, _, _ in model.seen} == {(3, 8, 8), (3, 8, 9), (3, 8, 10)}
+
+
+@pytest.mark.parametrize("was_training", [True, False])
+def test_predicting_restores_the_mode_also_when_it_is_left_early(was_training):
+    model = Toy().train(was_training)
+    running = model.norm.running_mean.clone()
+    for _ in predict(model, [batch(1)], device=CPU):
+        assert not model.training and not model.norm.training
+    assert model.training == model.norm.training == was_training
+    left = predict(model, [batch(1)], device=CPU)
+    next(left)
+    left.close()
+    assert model.training == was_training
+    with pytest.raises(AttributeError):
+        list(predict(model, [([None], [{"image_id": 1}])], device=CPU))
+    assert model.training == was_training
+    assert torch.equal(model.norm.running_mean, running)
+
+
+def test_predictions_hold_no_gradient_and_training_goes_on_after_them():
+    training = Training()
+    list(predict(training.model, [batch(1)], device=CPU))
+    next(training.steps([batch(1)]))
+    assert all(not parameter.is_inference() for parameter in training.model.parameters())
+
+
+def factor(step: int, schedule: str = "multistep", **more) -> float:
+    options = {"warmup_steps": 100, "total_steps": 1000, "milestone_steps": (600, 900)}
+    return learning_rate_factor(step, schedule=schedule, **options | more)
+
+
+def test_warm_up_is_linear_from_a_thousandth():
+    assert factor(0) == pytest.approx(1e-3)
+    assert factor(50) == pytest.approx((1e-3 + 1) / 2)
+    assert factor(99) < factor(100) == 1.0
+    rises = [factor(step + 1) - factor(step) for step in range(100)]
+    assert rises == pytest.approx([0.999 / 100] * 100)
+    assert factor(0, warmup_steps=0) == 1.0
+
+
+def test_milestones_divide_by_ten_from_their_step_on():
+    assert [factor(step) for step in (599, 600, 899, 900, 999)] == pytest.approx([1, 0.1, 0.1, 0.01, 0.01])
+    assert factor(10, milestone_steps=(5,)) == pytest.approx(0.1 * factor(10))
+
+
+def test_the_cosine_falls_from_one_to_zero():
+    assert factor(0, "cosine") == pytest.approx(1e-3)
+    assert [factor(step, "cosine") for step in (100, 550, 1000)] == pytest.approx([1, 0.5, 0])
+    values = [factor(step, "cosine") for step in range(100, 1001)]
+    assert values == sorted(values, reverse=True)
+    assert 0 <= factor(999, "cosine") < 1e-5
+    assert factor(1200, "cosine") == pytest.approx(0)  # never up again
+    for step in (0, 5, 100):  # a run no longer than its warm-up
+        assert 0 < factor(min(step, 99), "cosine", total_steps=100) <= 1
+
+
+def test_the_optimizer_leaves_frozen_parameters_out():
+    model = Toy()
+    model.layer.bias.requires_grad_(False)
+    sgd = engine.build_optimizer(model, "sgd", lr=0.1, momentum=0.8, weight_decay=0.01)
+    adamw = engine.build_optimizer(model, "adamw", lr=0.2, momentum=0.8, weight_decay=0.05)
+    for optimizer in (sgd, adamw):
+        assert [id(p) for p in optimizer.param_groups[0]["params"]] == [
+            id(p) for p in model.parameters() if p is not model.layer.bias
+        ]
+    group = sgd.param_groups[0]
+    assert (type(sgd), group["lr"], group["momentum"], group["weight_decay"]) == (torch.optim.SGD, 0.1, 0.8, 0.01)
+    group = adamw.param_groups[0]
+    assert (type(adamw), group["lr"], group["weight_decay"]) == (torch.optim.AdamW, 0.2, 0.05)
+
+
+def test_devices_and_precision_that_are_not_there_are_named():
+    for name in ("cuda:99", "nonsense"):
+        with pytest.raises(DeviceError, match=rf"--device {name}: .*cpu") as caught:
+            engine.choose_device(name)
+        assert (caught.value.exit_code, len(str(caught.value).splitlines())) == (2, 1)
+    assert engine.choose_device("cpu") == CPU
+    with pytest.raises(DeviceError, match="--amp fp16 needs a GPU"):
+        engine.amp_dtype("fp16", CPU)
+    assert (engine.amp_dtype("off", CPU), engine.amp_dtype("bf16", CPU)) == (None, torch.bfloat16)
+
+
+def test_bfloat16_losses_are_summed_and_reported_as_numbers():
+    plain, mixed = next(Training().steps([batch(1)])), next(Training().steps([batch(1)], amp=torch.bfloat16))
+    assert mixed.losses["loss"] == pytest.approx(plain.losses["loss"], rel=0.05)
+    assert mixed.losses["loss"] != plain.losses["loss"]

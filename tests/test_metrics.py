@@ -1,0 +1,210 @@
+"""COCO metrics: worked out by hand, and equal to pycocotools run on the same JSON."""
+
+import contextlib
+import io
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from metrics import NAMES, coco_ground_truth, coco_metrics, coco_results
+
+THRESHOLDS = 10  # IoU 0.50, 0.55 … 0.95
+
+
+def image(image_id: int, boxes=(), labels=(), *, crowd=None, area=None):
+    """A record as data/ makes them, as far as metrics look at it."""
+    boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return SimpleNamespace(
+        image_id=image_id,
+        name=f"{image_id}.png",
+        width=640,
+        height=480,
+        boxes=boxes,
+        labels=np.array(labels, dtype=np.int64),
+        iscrowd=np.array(crowd or [0] * len(boxes), dtype=np.uint8),
+        area=sides.prod(axis=1) if area is None else np.array(area),
+    )
+
+
+def found(image_id: int, boxes=(), labels=(), scores=()):
+    return SimpleNamespace(
+        image_id=image_id,
+        boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        labels=np.array(labels, dtype=np.int64),
+        scores=np.array(scores, dtype=np.float32),
+    )
+
+
+def score(records, detections, classes=("cat",)):
+    return coco_metrics(coco_ground_truth(records, classes), coco_results(detections))
+
+
+A, B, C = [0, 0, 50, 50], [100, 0, 150, 50], [200, 0, 250, 50]
+ELSEWHERE = [300, 300, 350, 350]
+
+
+def test_three_boxes_worked_out_by_hand():
+    """Hit (0.9), miss (0.8), hit (0.7), one box never found.
+
+    Precision is 1 up to recall 1/3, then 2/3 up to 2/3, then 0: of pycocotools' 101 recall points 34 (0 to 0.33) have
+    1, 33 (0.34 to 0.66) have 2/3.
+    """
+    detections = [found(1, [A, ELSEWHERE, B], [1, 1, 1], [0.9, 0.8, 0.7])]
+    scores = score([image(1, [A, B, C], [1, 1, 1])], detections)
+    expected = (34 + 33 * 2 / 3) / 101
+    assert scores["metrics"]["AP"] == pytest.approx(expected)
+    assert scores["metrics"]["AP50"] == pytest.approx(expected)
+    assert scores["metrics"]["AR_100"] == pytest.approx(2 / 3)
+    assert scores["metrics"]["AR_1"] == pytest.approx(1 / 3)
+    assert scores["per_class"] == {"cat": {"AP": pytest.approx(expected), "AP50": pytest.approx(expected)}}
+
+
+def test_ap_averages_over_ten_thresholds():
+    """A box of IoU 0.72 counts at 0.50, 0.55, 0.60, 0.65 and 0.70."""
+    scores = score([image(1, [[0, 0, 100, 100]], [1])], [found(1, [[0, 0, 72, 100]], [1], [0.5])])
+    assert scores["metrics"]["AP"] == pytest.approx(5 / THRESHOLDS)
+    assert (scores["metrics"]["AP50"], scores["metrics"]["AP75"]) == (pytest.approx(1), 0)
+    assert scores["per_class"]["cat"] == {"AP": pytest.approx(0.5), "AP50": pytest.approx(1)}
+
+
+def test_the_order_of_scores_counts_and_not_the_order_given():
+    records = [image(1, [A], [1])]
+    right_first = score(records, [found(1, [ELSEWHERE, A], [1, 1], [0.2, 0.9])])
+    wrong_first = score(records, [found(1, [A, ELSEWHERE], [1, 1], [0.2, 0.9])])
+    assert right_first["metrics"]["AP"] == pytest.approx(1)
+    assert wrong_first["metrics"]["AP"] == pytest.approx(0.5)
+
+
+def test_boxes_are_matched_within_their_image_and_class():
+    records = [image(1, [A], [1]), image(2, [B], [2])]
+    everything = score(records, [found(1, [A], [1], [0.9]), found(2, [B], [2], [0.9])], ("cat", "dog"))
+    assert everything["metrics"]["AP"] == pytest.approx(1)
+    other_image = score(records, [found(2, [A], [1], [0.9]), found(1, [B], [2], [0.9])], ("cat", "dog"))
+    other_class = score(records, [found(1, [A], [2], [0.9]), found(2, [B], [1], [0.9])], ("cat", "dog"))
+    assert other_image["metrics"]["AP"] == other_class["metrics"]["AP"] == 0
+
+
+def test_nothing_found_is_zero_and_not_an_error():
+    for detections in ([], [found(1)]):
+        scores = score([image(1, [A], [1])], detections)
+        assert scores["metrics"]["AP"] == scores["metrics"]["AR_100"] == 0
+        assert scores["per_class"] == {"cat": {"AP": 0, "AP50": 0}}
+
+
+def test_what_has_no_ground_truth_is_left_out():
+    records = [image(1, [A], [2]), image(2)]  # 50×50 is medium
+    scores = score(records, [found(1, [A, B], [2, 3], [0.9, 0.9])], ("cat", "dog", "owl"))
+    assert set(NAMES) - set(scores["metrics"]) == {"AP_small", "AP_large", "AR_small", "AR_large"}
+    assert scores["metrics"]["AP_medium"] == pytest.approx(1)
+    assert list(scores["per_class"]) == ["dog"]
+
+
+def test_no_ground_truth_at_all_has_no_scores():
+    for detections in ([], [found(1, [A], [1], [0.9])]):
+        assert score([image(1)], detections) == {"metrics": {}, "per_class": {}}
+
+
+def test_the_annotated_area_decides_the_size_not_the_box():
+    scores = score([image(1, [A], [1], area=[100.0])], [found(1, [A], [1], [0.9])])
+    assert "AP_small" in scores["metrics"] and "AP_medium" not in scores["metrics"]
+
+
+def test_detections_in_a_crowd_are_forgiven_and_the_crowd_need_not_be_found():
+    crowd = [200, 200, 400, 400]
+    in_crowd = [[210, 210, 260, 260], [300, 300, 350, 350]]
+    detections = [found(1, [*in_crowd, A], [1, 1, 1], [0.9, 0.8, 0.7])]
+    forgiven = score([image(1, [A, crowd], [1, 1], crowd=[0, 1])], detections)
+    counted = score([image(1, [A, crowd], [1, 1])], detections)
+    assert forgiven["metrics"]["AP"] == pytest.approx(1)
+    assert counted["metrics"]["AP"] < 0.5
+
+
+def test_at_most_a_hundred_detections_an_image_count():
+    boxes = [[300, 300, 310, 310]] * 100 + [A]
+    scores = score([image(1, [A], [1])], [found(1, boxes, [1] * 101, [*np.linspace(0.9, 0.5, 100), 0.1])])
+    assert scores["metrics"]["AP"] == 0
+
+
+def random_case(seed: int):
+    """Images with boxes of all sizes and crowds, and detections near them, missing and made up."""
+    random = np.random.default_rng(seed)
+
+    def boxes(count: int) -> np.ndarray:
+        corners = random.uniform(0, 300, (count, 2))
+        return np.hstack([corners, corners + np.exp(random.uniform(1, 5, (count, 2)))])
+
+    records, detections = [], []
+    for image_id in range(1, 13):
+        truth = boxes(random.integers(0, 6))
+        labels = random.integers(1, 4, len(truth))
+        crowd = (random.random(len(truth)) < 0.2).astype(int).tolist()
+        records.append(image(image_id, truth, labels, crowd=crowd))
+        kept = random.random(len(truth)) < 0.8
+        moved = truth[kept] + random.normal(0, 3, (kept.sum(), 4))
+        moved = np.vstack([moved, boxes(random.integers(0, 4))])
+        moved = np.hstack([moved[:, :2], np.maximum(moved[:, 2:], moved[:, :2] + 1)])
+        guessed = np.concatenate([labels[kept], random.integers(1, 4, len(moved) - kept.sum())])
+        detections.append(found(image_id, moved, guessed, random.random(len(moved)).round(1)))
+    return records, detections
+
+
+def pycocotools_alone(folder, category_ids=None):
+    """pycocotools as its own example runs it, on files."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(folder / "truth.json")
+        evaluation = COCOeval(truth, truth.loadRes(str(folder / "results.json")), "bbox")
+        evaluation.params.catIds = category_ids or evaluation.params.catIds
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return dict(zip(NAMES, evaluation.stats.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_equal_pycocotools_on_the_dumped_files(tmp_path, seed):
+    classes = ("cat", "dog", "owl")
+    records, detections = random_case(seed)
+    truth, results = coco_ground_truth(records, classes), coco_results(detections)
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    ours, theirs = coco_metrics(truth, results), pycocotools_alone(tmp_path)
+    assert ours["metrics"] == {name: value for name, value in theirs.items() if value != -1}
+    assert 0.05 < theirs["AP"] < 0.95
+    for label, name in enumerate(classes, start=1):
+        of_class = pycocotools_alone(tmp_path, [label])
+        assert ours["per_class"][name] == {key: pytest.approx(of_class[key], abs=1e-12) for key in ("AP", "AP50")}
+
+
+def test_ground_truth_and_results_are_as_coco_has_them():
+    truth = coco_ground_truth([image(7, [A, [1, 2, 4, 8]], [2, 1], crowd=[0, 1]), image(9, [B], [1])], ("cat", "dog"))
+    assert [each["id"] for each in truth["annotations"]] == [1, 2, 3]  # never 0: pycocotools takes that for "unmatched"
+    assert [each["image_id"] for each in truth["annotations"]] == [7, 7, 9]
+    assert truth["annotations"][1] | {"id": 0} == {
+        **{"id": 0, "image_id": 7, "category_id": 1, "iscrowd": 1},
+        **{"bbox": [1.0, 2.0, 3.0, 6.0], "area": 18.0},
+    }
+    assert truth["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    assert [each["id"] for each in truth["images"]] == [7, 9]
+    results = coco_results([found(9, [B, A], [2, 1], [0.5, 0.25]), found(3), found(7, [A], [1], [0.75])])
+    assert results == [
+        {"image_id": 9, "category_id": 2, "bbox": [100.0, 0.0, 50.0, 50.0], "score": 0.5},
+        {"image_id": 9, "category_id": 1, "bbox": [0.0, 0.0, 50.0, 50.0], "score": 0.25},
+        {"image_id": 7, "category_id": 1, "bbox": [0.0, 0.0, 50.0, 50.0], "score": 0.75},
+    ]
+    json.dumps([truth, results])
+
+
+def test_what_is_given_is_left_as_it_was(capfd):
+    """pycocotools writes ids, areas and polygons into its arguments; the results are logged after scoring."""
+    records, detections = random_case(0)
+    truth, results = coco_ground_truth(records, ("cat", "dog", "owl")), coco_results(detections)
+    before = json.dumps([truth, results])
+    first = coco_metrics(truth, results)
+    assert json.dumps([truth, results]) == before
+    assert coco_metrics(truth, results) == first
+    assert capfd.readouterr().out == ""

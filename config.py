@@ -165,7 +165,7 @@ def resolved(config: TrainConfig, *, cores: int) -> tuple[TrainConfig, dict[str,
     epochs = pick("epochs", 24)
     defaults = {
         **{"model": model, "weights": weights},
-        # Small batches spoil batch statistics, so pretrained ones are kept; torchvision's v2 is defined with batch norm.
+        # Small batches spoil batch statistics, so pretrained ones are kept; v2 is defined with batch norm.
         "norm": "batch" if weights == "none" or model.endswith("_v2") else "frozen",
         "trainable_layers": None if is_timm else (6 if "mobilenet" in model else 5) if weights == "none" else 3,
         **{"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "schedule": "multistep"},

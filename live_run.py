@@ -133,6 +133,7 @@ class LiveRun:
         except (OSError, ValueError) as error:  # not being able to publish never stops a run
             outcome = f"not published: {error}. Later: python restore.py {self.info.run_id}"
         say(f"  best so far, {outcome}")
+        self.folder.update(published=outcome.startswith("published"))
 
     def log_detections(self, name: str, content: Any) -> None:
         """Queue COCO detections or ground truth as detections/NAME.json.gz."""

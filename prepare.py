@@ -90,7 +90,9 @@ def prepare(config: TrainConfig) -> Job:
         config, defaults = options.resolved(config, cores=os.cpu_count() or 1)
     device = engine.choose_device(config.device)
     data = open_data(config.data)
-    say("\n".join(data.describe()))
+    if defaults:
+        say("chosen by default: " + ", ".join(f"{name} {value}" for name, value in sorted(defaults.items())))
+    say("\n".join([*data.describe(), *named(data.defects)]))
     require_metric(config.best_metric, data)
     model, architecture, notes = build_model(config, data.classes, store, fresh=run_id is None)
     amp = engine.amp_dtype(config.amp, device)
@@ -118,6 +120,12 @@ def prepare(config: TrainConfig) -> Job:
     }
     known = {"config": config, "defaults": defaults, "store": store, "info": info, "data": data, "order": order}
     return Job(**built, **known, plan=plan, position=position, code=code, notes=notes)
+
+
+def named(defects: list[Any], most: int = 10) -> list[str]:
+    """The first defects by file and object, and how many more there are."""
+    more = [f"  … and {len(defects) - most} more: data/report.txt of the run"] if len(defects) > most else []
+    return [f"  {defect}" for defect in defects[:most]] + more
 
 
 def stored_config(store: Store, run_id: str) -> TrainConfig:

@@ -121,7 +121,7 @@ def absence(training: dict[str, Any], folders: list[RunFolder], best: dict[str, 
         return "training"
     if training["state"] == "interrupted":
         return "interrupted"
-    if any(folder.last.exists() for folder in folders):
+    if folders and folders[0].state().get("published") is False:
         return "saved-elsewhere"
     return "restorable" if best else "never-trained"
 
@@ -145,7 +145,7 @@ def next_command(report: dict[str, Any]) -> str:
 HEADLINES = {
     "training": "absent: training now",
     "interrupted": "absent: the last training was interrupted",
-    "saved-elsewhere": "absent here, but a run folder has a checkpoint",
+    "saved-elsewhere": "absent: the last training was not published here",
     "restorable": "absent, but MLflow has a checkpoint to restore",
     "never-trained": "absent: nothing was trained here yet",
 }

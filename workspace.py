@@ -210,9 +210,9 @@ def move_aside(path: Path) -> Path | None:
     return aside
 
 
-def current_entry(path: Path = PUBLISHED) -> dict[str, Any]:
-    """What is known of the usable checkpoint at `path`; empty when there is none."""
-    verdict = record.inspect(path)
+def current_entry(path: Path | None = None) -> dict[str, Any]:
+    """What is known of the usable checkpoint at `path`, or models/faster_rcnn; empty when there is none."""
+    verdict = record.inspect(path or PUBLISHED)
     return verdict.entry if verdict.state == "ready" else {}
 
 

@@ -32,20 +32,17 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def violations() -> list[str]:
-    files = [
-        *ROOT.glob("*.py"),
-        *(file for folder in ("tracking", "models", "data") for file in ROOT.glob(f"{folder}/*.py")),
-    ]
     found = []
-    for file in files:
+    for file in (
+        file for pattern in ("*.py", "tracking/*.py", "models/*.py", "data/*.py") for file in ROOT.glob(pattern)
+    ):
         owner = file.relative_to(ROOT).parts[0].removesuffix(".py")
         if owner not in LEVEL:
             found.append(f"{file.name} has no place in the layers of {Path(__file__).name}")
             continue
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        for name in sorted(imported(tree) & LEVEL.keys() - {owner}):
-            if LEVEL[name] <= LEVEL[owner]:
-                found.append(f"{file.relative_to(ROOT)} imports {name}, which is not below it")
+        names = imported(ast.parse(file.read_text(encoding="utf-8"))) & LEVEL.keys() - {owner}
+        back = sorted(name for name in names if LEVEL[name] <= LEVEL[owner])
+        found += [f"{file.relative_to(ROOT)} imports {name}, which is not below it" for name in back]
     return found
 
 

@@ -198,7 +198,7 @@ def test_an_unknown_checkpoint_is_exit_2_and_says_what_there_is(which, metric, w
 
 
 def test_a_run_without_checkpoints_is_exit_1():
-    with pytest.raises(WorkspaceError, match="status.py") as caught:
+    with pytest.raises(WorkspaceError, match=r"status\.py") as caught:
         chosen("best", among=[])
     assert caught.value.exit_code == 1
 
@@ -342,7 +342,7 @@ class Shelf:
 
 
 def test_a_file_is_safe_elsewhere_by_its_hash_alone():
-    path, entry = checkpoint("run-a", 10, RunFolder("run-a").path)
+    _, entry = checkpoint("run-a", 10, RunFolder("run-a").path)
     assert workspace.is_safe_elsewhere(entry, Shelf())
     checkpoint("run-a", 20, RunFolder("run-a").path)  # last.pth went on
     assert not workspace.is_safe_elsewhere(entry, Shelf(stored(1, 10, sha256="other")))

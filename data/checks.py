@@ -1,6 +1,7 @@
 """From what a reader found to records: every file, size and box is checked here, once, and every defect is named."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,9 @@ class FoundImage:
     objects: list[FoundObject]
 
 
-def checked_records(split, images, classes, *, looked_in):
+def checked_records(
+    split: str, images: Sequence[FoundImage], classes: Sequence[str], *, looked_in: Path | str
+) -> tuple[list[Record], list[Defect]]:
     """(records in order of name, defects) of one split's `images`."""
     images = sorted(images, key=lambda image: image.name)
     _refuse_missing(split, images, looked_in)
@@ -44,7 +47,7 @@ def checked_records(split, images, classes, *, looked_in):
     return records, defects
 
 
-def _refuse_missing(split, images, looked_in):
+def _refuse_missing(split: str, images: Sequence[FoundImage], looked_in: Path | str) -> None:
     missing = [image.name for image in images if image.path is None]
     if missing:
         shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
@@ -54,7 +57,9 @@ def _refuse_missing(split, images, looked_in):
         )
 
 
-def _checked_record(split, image_id, image, size, labels):
+def _checked_record(
+    split: str, image_id: int, image: FoundImage, size: tuple[int, int], labels: dict[str, int]
+) -> tuple[Record, list[Defect]]:
     width, height = size
     defects = []
     if image.declared_size not in (None, size):
@@ -87,7 +92,7 @@ def _checked_record(split, image_id, image, size, labels):
     return record, defects
 
 
-def _size_defect(split, image, size):
+def _size_defect(split: str, image: FoundImage, size: tuple[int, int]) -> Defect:
     annotated = "{}×{}".format(*image.declared_size)
     detail = "annotated as {}, but the file shows {}×{} pixels".format(annotated, *size)
     if image.declared_size == size[::-1]:
@@ -103,7 +108,9 @@ def _size_defect(split, image, size):
     )
 
 
-def _checked_box(box, width, height):
+def _checked_box(
+    box: tuple[float, ...] | None, width: int, height: int
+) -> tuple[tuple[float, ...] | None, tuple[str, str, str] | None]:
     """(box or None, None or (kind, detail, action)): clipped to the image, or dropped where nothing is left of it."""
     dropped = "box dropped"
     if box is None:
@@ -123,11 +130,11 @@ def _checked_box(box, width, height):
     return clipped, None
 
 
-def _written(box):
+def _written(box: tuple[float, ...]) -> str:
     return "[" + ", ".join(f"{value:g}" for value in box) + "]"
 
 
-def _areas(boxes, given):
+def _areas(boxes: np.ndarray, given: Sequence[float | None]) -> np.ndarray:
     """The annotated (mask) area where it makes sense, never more than the box's own."""
     sides = boxes[:, 2:] - boxes[:, :2]
     of_boxes = sides[:, 0] * sides[:, 1]

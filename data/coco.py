@@ -1,11 +1,13 @@
 """COCO detection JSON, whoever wrote it. Masks are not read: an object is its box, its class, its area and iscrowd."""
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from data.checks import FoundImage, FoundObject, checked_records
-from data.records import DataError, Defect
+from data.records import DataError, Defect, Record
 
 PLACEHOLDER = "a name for the group of the other categories (Roboflow's), without annotations"
 
@@ -17,7 +19,7 @@ class CocoFile:
     image_folders: list[Path]  # where its images may lie, the likeliest first
 
 
-def read_coco(root, files):
+def read_coco(root: Path, files: Sequence[CocoFile]) -> tuple[tuple[str, ...], dict[str, list[Record]], list[Defect]]:
     """(classes, {split: records}, defects) of the `files` of one data set; names are relative to `root`.
 
     The classes are the training file's, in order of their ids, with gaps closed; the other files must have the same
@@ -44,7 +46,7 @@ def read_coco(root, files):
     return classes, splits, defects
 
 
-def _content(path):
+def _content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -56,7 +58,7 @@ def _content(path):
     return content
 
 
-def _category_names(file, content):
+def _category_names(file: CocoFile, content: dict[str, Any]) -> tuple[dict[Any, str], list[Defect]]:
     """{category id: class name} and the defects found; category 0 is a class like any other."""
     names = {}
     for number, category in enumerate(content["categories"]):
@@ -74,7 +76,7 @@ def _category_names(file, content):
     return names, defects
 
 
-def _is_placeholder(content):
+def _is_placeholder(content: dict[str, Any]) -> bool:
     root = next((category for category in content["categories"] if category["id"] == 0), None)
     if root is None:
         return False
@@ -82,7 +84,9 @@ def _is_placeholder(content):
     return root["name"] in groups and all(each.get("category_id") != 0 for each in content["annotations"])
 
 
-def _found_images(root, file, content, names):
+def _found_images(
+    root: Path, file: CocoFile, content: dict[str, Any], names: dict[Any, str]
+) -> tuple[list[FoundImage], list[Defect]]:
     """Every listed image with its objects, and the defects found."""
     objects = _objects_by_image(file, content, names)
     images, listed_names, listed_ids = [], {}, set()
@@ -104,7 +108,7 @@ def _found_images(root, file, content, names):
     return images, _orphans(file, objects)
 
 
-def _orphans(file, objects):
+def _orphans(file: CocoFile, objects: dict[Any, list[FoundObject]]) -> list[Defect]:
     return [
         _defect(file, "orphan-annotation", found.what, f"its image {image_id} is not in the file", "annotation dropped")
         for image_id, orphans in objects.items()
@@ -112,7 +116,7 @@ def _orphans(file, objects):
     ]
 
 
-def _objects_by_image(file, content, names):
+def _objects_by_image(file: CocoFile, content: dict[str, Any], names: dict[Any, str]) -> dict[Any, list[FoundObject]]:
     objects = {}
     for number, annotation in enumerate(content["annotations"]):
         what = f"annotation {annotation.get('id', f'number {number}')}"
@@ -130,20 +134,20 @@ def _objects_by_image(file, content, names):
     return objects
 
 
-def _needed(file, entry, key, what):
+def _needed(file: CocoFile, entry: dict[str, Any], key: str, what: str) -> Any:
     if entry.get(key) is None:
         raise DataError(f"{file.path}: {what} has no {key!r}.")
     return entry[key]
 
 
-def _number(value):
+def _number(value: Any) -> float | None:
     try:
         return float(value)
     except (TypeError, ValueError):
         return None
 
 
-def _corners(bbox):
+def _corners(bbox: Any) -> tuple[float, ...] | None:
     """x, y, width, height → x1, y1, x2, y2; None where that is not four numbers."""
     numbers = [_number(value) for value in bbox] if isinstance(bbox, list) else []
     if len(numbers) != 4 or None in numbers:
@@ -152,11 +156,11 @@ def _corners(bbox):
     return x, y, x + width, y + height
 
 
-def _locator(folders):
+def _locator(folders: Sequence[Path]) -> Callable[[str], Path | None]:
     """A function from a file_name to its path, or None."""
     folders = [folder for folder in folders if folder.is_dir()]
 
-    def locate(file_name):
+    def locate(file_name: str) -> Path | None:
         # Exporters write anything from a bare name to a path on another machine: believe the path, then the name.
         for name in dict.fromkeys((file_name, PurePosixPath(file_name).name)):
             for folder in folders:
@@ -167,11 +171,11 @@ def _locator(folders):
     return locate
 
 
-def _relative(path, root):
+def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
-def _defect(file, kind, what, detail, action):
+def _defect(file: CocoFile, kind: str, what: str, detail: str, action: str) -> Defect:
     return Defect(
         kind=kind, severity="warning", split=file.split, file=file.path.name, object=what, detail=detail, action=action
     )

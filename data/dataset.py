@@ -1,6 +1,8 @@
 """From records to batches of tensors. Every random draw of a sample comes from (seed, epoch, index)."""
 
 import signal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -9,7 +11,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from data import generated
 from data.images import read_image
-from data.records import DataError
+from data.records import DataError, Record
+
+if TYPE_CHECKING:
+    from data.transforms import Transform  # takes albumentations' 4 s, which evaluation does not need
+
+Key = int | tuple[int, int]  # a plain index, or (epoch, index)
+Sample = tuple[torch.Tensor, dict[str, Any]]  # uint8 (3, H, W), target
 
 
 class DetectionDataset(Dataset):
@@ -21,17 +29,25 @@ class DetectionDataset(Dataset):
     evaluation needs the crowds, to forgive detections inside them.
     """
 
-    def __init__(self, records, *, seed=0, transform=None, drop_crowd=False, render=generated.render):
+    def __init__(
+        self,
+        records: Sequence[Record],
+        *,
+        seed: int = 0,
+        transform: "Transform | None" = None,
+        drop_crowd: bool = False,
+        render: Callable[[Record], np.ndarray] = generated.render,
+    ):
         self.records = records
         self.seed = seed
         self.transform = transform
         self.drop_crowd = drop_crowd
         self.render = render
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Key) -> Sample:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.records[index]
         sample_seed, transform_seed = sample_seeds(self.seed, epoch, index)
@@ -55,7 +71,7 @@ class DetectionDataset(Dataset):
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), target
 
 
-def load_image(record, *, render=generated.render):
+def load_image(record: Record, *, render: Callable[[Record], np.ndarray] = generated.render) -> np.ndarray:
     """uint8 (H, W, 3) RGB pixels of a record, read or drawn."""
     image = render(record) if record.path is None else read_image(record.path)
     if image.shape[:2] != (record.height, record.width):
@@ -67,23 +83,23 @@ def load_image(record, *, render=generated.render):
     return image
 
 
-def sample_seeds(seed, epoch, index):
+def sample_seeds(seed: int, epoch: int, index: int) -> tuple[int, int]:
     """Two independent seeds of a sample: 63 bits for the model's own draws, 32 for the augmentation."""
     state = np.random.SeedSequence([seed, epoch, index]).generate_state(2, np.uint64)
     return int(state[0]) >> 1, int(state[1]) >> 32
 
 
-def _box_areas(boxes):
+def _box_areas(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def collate(batch):
+def collate(batch: Sequence[Sample]) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
     """(images, targets) as lists: images of a batch differ in size."""
     images, targets = zip(*batch, strict=True)
     return list(images), list(targets)
 
 
-def worker_init(_worker_id):
+def worker_init(_worker_id: int) -> None:
     """Leave signals to the main process, which stops between steps, and threads to the other workers."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
@@ -91,17 +107,21 @@ def worker_init(_worker_id):
     torch.set_num_threads(1)
 
 
-def train_loader(dataset, batches, *, workers=0, pin_memory=False):
+def train_loader(
+    dataset: DetectionDataset, batches: Sequence[list[Key]], *, workers: int = 0, pin_memory: bool = False
+) -> DataLoader:
     """Batches of one epoch, given as lists of keys (EpochBatches.batches); equal for any number of workers."""
     return _loader(dataset, batch_sampler=batches, workers=workers, pin_memory=pin_memory)
 
 
-def eval_loader(dataset, batch_size, *, workers=0, pin_memory=False):
+def eval_loader(
+    dataset: DetectionDataset, batch_size: int, *, workers: int = 0, pin_memory: bool = False
+) -> DataLoader:
     """Every sample once, in order."""
     return _loader(dataset, batch_size=batch_size, workers=workers, pin_memory=pin_memory)
 
 
-def _loader(dataset, *, workers, **options):
+def _loader(dataset: DetectionDataset, *, workers: int, **options: Any) -> DataLoader:
     if workers:
         cv2.setNumThreads(0)  # a fork of a process whose OpenCV has a thread pool can hang in the child
     return DataLoader(

@@ -1,14 +1,19 @@
 """Digests that say whether two data sets are the same, wherever and in whatever order their files lie."""
 
 import hashlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from data.records import Record
 
 DIGITS = 16
 
 
-def of_image(record):
+def of_image(record: "Record") -> str:
     """sha256 (hex) of an image's file, or of what a drawn image is drawn from."""
     if record.path is None:
         return hashlib.sha256(str(record.source).encode()).hexdigest()
@@ -16,7 +21,7 @@ def of_image(record):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def of_records(records, classes):
+def of_records(records: Sequence["Record"], classes: Sequence[str]) -> str:
     """Digest of a split: classes, names, image contents and annotations.
 
     Records come sorted by name, so the order of files on disk and in a JSON does not matter. Folders are left
@@ -32,12 +37,12 @@ def of_records(records, classes):
     return digest.hexdigest()[:DIGITS]
 
 
-def of_splits(digests):
+def of_splits(digests: dict[str, str]) -> str:
     """Digest of a data set from {split: digest}."""
     return hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()[:DIGITS]
 
 
-def _rows(record):
+def _rows(record: "Record") -> np.ndarray:
     """One row of integers an object, sorted; 1/100 px is finer than annotations are and coarser than rounding."""
     columns = [record.boxes * 100, record.labels, record.iscrowd, record.area]
     rows = np.column_stack([np.round(column) for column in columns]).astype("<i8")

@@ -9,6 +9,7 @@ OpenCV does not decode, goes through Pillow, which refuses by name.
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,7 +35,7 @@ DECODE_ERRORS = (
 )
 
 
-def read_image(path):
+def read_image(path: Path | str) -> np.ndarray:
     """uint8 (H, W, 3) RGB pixels of a file as a viewer would show it.
 
     The EXIF orientation is applied (one that is not 1..8 is ignored), alpha lies over white, 16 bits are scaled to 8,
@@ -52,7 +53,7 @@ def read_image(path):
     return _oriented(pixels, orientation)
 
 
-def displayed_size(path):
+def displayed_size(path: Path | str) -> tuple[int, int]:
     """(width, height) after the EXIF orientation, from the file's header alone."""
     try:
         with Image.open(path) as image:
@@ -62,7 +63,7 @@ def displayed_size(path):
         raise DataError(f"Cannot read the image {path}: {_reason(error)}. Mend or remove it.") from error
 
 
-def displayed_sizes(paths):
+def displayed_sizes(paths: Sequence[Path | str]) -> list[tuple[int, int]]:
     """Sizes of many files in order; one DataError names the first that cannot be read and counts them."""
     with ThreadPoolExecutor(8) as pool:  # the wait for the disk, or the network, is what takes the time
         results = list(pool.map(_size_or_error, paths))
@@ -73,20 +74,20 @@ def displayed_sizes(paths):
     return results
 
 
-def _size_or_error(path):
+def _size_or_error(path: Path | str) -> tuple[int, int] | DataError:
     try:
         return displayed_size(path)
     except DataError as error:
         return error
 
 
-def _reason(error):
+def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image of a known format"  # Pillow's own words name a BytesIO object
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _orientation(image):
+def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 where there is none or it makes no sense."""
     # Pillow decodes a whole PNG to look for EXIF behind the pixels: take what lies before them, at every call alike.
     if image.format == "PNG" and "exif" not in image.info:
@@ -98,14 +99,14 @@ def _orientation(image):
     return value if value in range(1, 9) else 1
 
 
-def _fast_jpeg(image, data):
+def _fast_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
     # Some cameras pad the file with zeros behind the end mark.
     if image.format != "JPEG" or image.mode not in ("RGB", "L") or not data.rstrip(b"\0").endswith(b"\xff\xd9"):
         return None
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
-def _to_rgb(image):
+def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):
         return np.repeat(_eight_bits(np.asarray(image))[:, :, None], 3, axis=2)
     if image.mode == "F":
@@ -117,14 +118,14 @@ def _to_rgb(image):
     return np.array(image.convert("RGB"))
 
 
-def _eight_bits(pixels):
+def _eight_bits(pixels: np.ndarray) -> np.ndarray:
     """The high byte of 16-bit grey, which is what Pillow gives for 16-bit colour (its own "L" clips at 255)."""
     if pixels.min() < 0 or pixels.max() > 0xFFFF:
         raise ValueError("its pixels have more than 16 bits; convert it to 8 or 16 bits")
     return (pixels.astype(np.uint16) >> 8).astype(np.uint8)
 
 
-def _oriented(pixels, orientation):
+def _oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Undo the eight EXIF orientations (the table in ImageOps.exif_transpose, on arrays)."""
     if orientation in SIDEWAYS:
         pixels = pixels.transpose(1, 0, 2)  # 5: transposed

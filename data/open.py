@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.coco import CocoFile, read_coco
@@ -14,7 +15,9 @@ SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "va
 SPLIT_WORD = re.compile(r"(?<![a-z])(training|train|validation|valid|val|test)(?=20\d\d|[^a-z0-9]|$)")
 
 
-def open_data(where, *, seed=0, generated_images=(400, 100, 100)):
+def open_data(
+    where: Path | str, *, seed: int = 0, generated_images: tuple[int, int, int] = (400, 100, 100)
+) -> DetectionData:
     """The data set at a path, or the drawn one for the word "generated".
 
     `seed` and `generated_images` (train, val, test) belong to the drawn one. Raises DataError where nothing
@@ -48,7 +51,7 @@ def open_data(where, *, seed=0, generated_images=(400, 100, 100)):
     )
 
 
-def _voc_folder(path):
+def _voc_folder(path: Path) -> Path | None:
     candidates = [path, *sorted(child for child in path.iterdir() if child.is_dir())] if path.is_dir() else []
     found = [folder for folder in candidates if (folder / "Annotations").is_dir() and (folder / "JPEGImages").is_dir()]
     if len(found) > 1 and found[0] != path:
@@ -56,7 +59,7 @@ def _voc_folder(path):
     return found[0] if found else None
 
 
-def _coco_files(path):
+def _coco_files(path: Path) -> list[CocoFile]:
     """The JSON files of a COCO data set, or [] where there are none."""
     if path.is_file():
         return [_coco_file(_root_of_json(path), "train", path)] if path.suffix.lower() == ".json" else []
@@ -71,7 +74,7 @@ def _coco_files(path):
     return []
 
 
-def _one_a_folder(path):
+def _one_a_folder(path: Path) -> list[CocoFile]:
     """Roboflow's layout: train/, valid/ and test/, each with its images and its own JSON."""
     files = []
     for folder in sorted(path.iterdir()):
@@ -84,7 +87,7 @@ def _one_a_folder(path):
     return files
 
 
-def _by_split(root, found):
+def _by_split(root: Path, found: Sequence[Path]) -> list[CocoFile]:
     words = {each: SPLIT_WORD.findall(each.stem.lower()) for each in found}
     if len(found) == 1 and not words[found[0]]:
         return [_coco_file(root, "train", found[0])]
@@ -98,18 +101,18 @@ def _by_split(root, found):
     return files
 
 
-def _refuse_two_of_a_split(files):
+def _refuse_two_of_a_split(files: Sequence[CocoFile]) -> None:
     for split, count in Counter(file.split for file in files).items():
         if count > 1:
             several = [file.path for file in files if file.split == split]
             raise DataError(f"Several JSON files for {split!r}: {_listed(several)}. Leave or give the one to use.")
 
 
-def _root_of_json(path):
+def _root_of_json(path: Path) -> Path:
     return path.parent.parent if path.parent.name.lower() == "annotations" else path.parent
 
 
-def _coco_file(root, split, path):
+def _coco_file(root: Path, split: str, path: Path) -> CocoFile:
     """A JSON with the folders where its images may lie: by the split's names, beside the JSON, in images/."""
     words = re.findall(r"(?:train|val|test)[a-z]*\d*", path.stem.lower())
     own = [name for name, meaning in SPLIT_NAMES.items() if meaning == split]
@@ -121,12 +124,12 @@ def _coco_file(root, split, path):
     return CocoFile(split=split, path=path, image_folders=list(dict.fromkeys(filter(None, folders))))
 
 
-def _listed(items):
+def _listed(items: Sequence[Path | str]) -> str:
     names = [item.name if isinstance(item, Path) else str(item) for item in items]
     return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
 
 
-def _unrecognised(path):
+def _unrecognised(path: Path) -> str:
     looked_for = (
         "COCO (annotations/*train*.json, train/_annotations.coco.json, or one JSON) "
         "and Pascal VOC (Annotations/ beside JPEGImages/)"

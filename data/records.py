@@ -44,7 +44,7 @@ class Defect:
     detail: str
     action: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         where = f"{self.file}, {self.object}" if self.object else self.file
         return f"{self.severity}: {self.split}: {where}: {self.detail} ({self.action})"
 
@@ -61,28 +61,28 @@ class DetectionData:
     defects: list[Defect] = field(default_factory=list)
     split_rule: str
 
-    def records(self, split):
+    def records(self, split: str) -> list[Record]:
         """The records of one split."""
         if split not in self.splits:
             raise DataError(f"{self.name} has no split {split!r}. It has: {', '.join(self.splits)}.")
         return self.splits[split]
 
     @cached_property
-    def _split_digests(self):
+    def _split_digests(self) -> dict[str, str]:
         return {}
 
-    def split_fingerprint(self, split):
+    def split_fingerprint(self, split: str) -> str:
         """16 hex digits that change with this split's images, annotations or classes (reads every image once)."""
         if split not in self._split_digests:
             self._split_digests[split] = fingerprint.of_records(self.records(split), self.classes)
         return self._split_digests[split]
 
     @cached_property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """16 hex digits of the whole data set: of all its splits, by name."""
         return fingerprint.of_splits({split: self.split_fingerprint(split) for split in self.splits})
 
-    def describe(self):
+    def describe(self) -> list[str]:
         """Lines for people: what was found."""
         where = f" in {self.root}" if self.root else ""
         lines = [f"{self.name}: {self.format}{where}; {self.split_rule}"]

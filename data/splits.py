@@ -3,10 +3,12 @@
 import hashlib
 import operator
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import compress
+from pathlib import Path
 
-from data.records import DataError, Defect
+from data.records import DataError, Defect, Record
 
 VAL_SHARE = 0.2
 OWN_RULE = "the data set's own splits"
@@ -17,7 +19,9 @@ MADE_RULE = (
 ROBOFLOW_VERSION = re.compile(r"\.rf\.[0-9a-zA-Z]{16,}(?=\.)")
 
 
-def complete_splits(path, splits, defects):
+def complete_splits(
+    path: Path, splits: dict[str, list[Record]], defects: list[Defect]
+) -> tuple[dict[str, list[Record]], list[Defect], str]:
     """(splits with a val among them, defects under the split their image ended in, where the splits are from)."""
     if not splits.get("train"):
         raise DataError(f"{path} has no images to train on; its splits: {', '.join(splits) or 'none'}.")
@@ -39,18 +43,18 @@ def complete_splits(path, splits, defects):
     return made | others, moved, MADE_RULE
 
 
-def _share(name):
+def _share(name: str) -> float:
     """A number in 0..1 that depends on the file's name alone, so it stays when files are added or moved."""
     photo = ROBOFLOW_VERSION.sub("", name.rpartition("/")[2])
     return int(hashlib.sha256(photo.encode()).hexdigest()[:8], 16) / 2**32
 
 
-def _numbered(records):
+def _numbered(records: Iterable[Record]) -> list[Record]:
     records = sorted(records, key=lambda record: record.name)
     return [replace(record, image_id=image_id) for image_id, record in enumerate(records, start=1)]
 
 
-def in_two_splits(splits):
+def in_two_splits(splits: dict[str, list[Record]]) -> list[Defect]:
     """A defect for each image file that is in two splits: a score on the second of them says nothing."""
     first_split, defects = {}, []
     for split, records in splits.items():
@@ -61,7 +65,7 @@ def in_two_splits(splits):
     return defects
 
 
-def _leak(split, record, other):
+def _leak(split: str, record: Record, other: str) -> Defect:
     return Defect(
         kind="image-in-two-splits",
         severity="error",

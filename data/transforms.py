@@ -2,6 +2,8 @@
 
 import math
 import os
+from collections.abc import Sequence
+from typing import Any
 
 # Its import asks a server for newer versions otherwise.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -25,7 +27,7 @@ class BoxSafeCrop(A.BBoxSafeRandomCrop):
     (it raises), and it loses the fraction of a pixel at a box's far edge.
     """
 
-    def get_params_dependent_on_data(self, params, data):
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         """The corners of the crop, in pixels."""
         height, width = params["shape"][:2]
         boxes = np.array([box[:4] for box in data["bboxes"]]).reshape(-1, 4)  # in 0..1 of the image
@@ -38,13 +40,15 @@ class BoxSafeCrop(A.BBoxSafeRandomCrop):
 class Transform:
     """One augmentation pipeline; its result depends on its arguments alone."""
 
-    def __init__(self, steps):
+    def __init__(self, steps: Sequence[A.BasicTransform]):
         boxes = A.BboxParams(
             format="pascal_voc", label_fields=["index"], clip=True, min_visibility=SMALLEST_VISIBLE_SHARE
         )
         self.pipeline = A.Compose(steps, bbox_params=boxes)
 
-    def __call__(self, image, boxes, labels, seed):
+    def __call__(
+        self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(image, boxes, labels, kept) of a uint8 (H, W, 3) image with boxes (N, 4) xyxy in absolute pixels.
 
         `kept` holds the indices of the boxes that are left, in the order of the result: whatever else belongs to
@@ -60,29 +64,29 @@ class Transform:
         boxes, kept = boxes[big_enough], kept[big_enough]
         return np.ascontiguousarray(result["image"]), boxes, np.asarray(labels, dtype=np.int64)[kept], kept
 
-    def _seed(self, seed):
+    def _seed(self, seed: int) -> None:
         # Compose gives every step the same seed, so that all of them draw alike (only flipped images get blurred).
         for number, step in enumerate(self.pipeline.transforms):
             step.set_random_seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
 
 
-def build_transform(name):
+def build_transform(name: str) -> Transform | None:
     """The preset's Transform, or None for "none"."""
     if name not in PRESETS:
         raise DataError(f"There is no augmentation {name!r}. There are: {', '.join(PRESETS)}")
     return None if name == "none" else Transform(STEPS[name]())
 
 
-def _flip():
+def _flip() -> list[A.BasicTransform]:
     return [A.HorizontalFlip(p=0.5)]
 
 
-def _dihedral():
+def _dihedral() -> list[A.BasicTransform]:
     """The 8 symmetries of a square, for images without an up: microscopes, aerial photos."""
     return [A.D4(p=1.0)]
 
 
-def _standard():
+def _standard() -> list[A.BasicTransform]:
     """Mild changes of place, size and light that most photos allow."""
     return [
         A.HorizontalFlip(p=0.5),
@@ -91,7 +95,7 @@ def _standard():
     ]
 
 
-def _strong():
+def _strong() -> list[A.BasicTransform]:
     """For small data sets and long schedules: crops that keep every box, and harder changes of scale and colour."""
     return [
         A.HorizontalFlip(p=0.5),

@@ -7,19 +7,20 @@ Objects marked `difficult` are ordinary objects: a detector must find them too.
 
 import re
 from collections import Counter
-from pathlib import PurePath
+from pathlib import Path, PurePath
+from xml.etree.ElementTree import Element
 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, parse
 
 from data.checks import FoundImage, FoundObject, checked_records
 from data.images import SUFFIXES
-from data.records import DataError, Defect
+from data.records import DataError, Defect, Record
 
 SPLITS = ("train", "val", "test")
 
 
-def read_voc(root):
+def read_voc(root: Path) -> tuple[tuple[str, ...], dict[str, list[Record]], list[Defect]]:
     """(classes, {split: records}, defects); without ImageSets everything is "train". Names are relative to `root`."""
     annotations = {path.stem: path for path in sorted((root / "Annotations").glob("[!.]*.xml"))}
     images = _images_by_name(root / "JPEGImages")
@@ -45,13 +46,13 @@ def read_voc(root):
     return classes, splits, defects
 
 
-def _images_by_name(folder):
+def _images_by_name(folder: Path) -> dict[str, Path]:
     """{file name or stem: path} of a folder's images."""
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
     return {path.stem: path for path in reversed(paths)} | {path.name: path for path in paths}
 
 
-def _listed_splits(root, annotations, images):
+def _listed_splits(root: Path, annotations: dict[str, Path], images: dict[str, Path]) -> dict[str, list[str]] | None:
     """{split: stems} of ImageSets/Main, or None where there is none."""
     lists = {path.stem: path for path in (root / "ImageSets" / "Main").glob("*.txt")}
     if "train" not in lists and "trainval" in lists:
@@ -68,7 +69,7 @@ def _listed_splits(root, annotations, images):
     return splits or None
 
 
-def _stems(path):
+def _stems(path: Path) -> list[str]:
     """The images named in an ImageSets file; a suffix, and the -1, 0 or 1 of a class list, are taken off."""
     stems = Counter()
     for line in path.read_text(encoding="utf-8-sig").splitlines():
@@ -81,7 +82,7 @@ def _stems(path):
     return list(stems)
 
 
-def _everything(annotations, images):
+def _everything(annotations: dict[str, Path], images: dict[str, Path]) -> tuple[dict[str, list[str]], list[Defect]]:
     """Without lists: all XML files are "train"; an image without an XML is no proof of an image without objects."""
     with_xml = {stem.lower() for stem in annotations}
     defects = [
@@ -100,7 +101,7 @@ def _everything(annotations, images):
     return {"train": list(annotations)}, defects
 
 
-def _unlisted(annotations, splits):
+def _unlisted(annotations: dict[str, Path], splits: dict[str, list[str]]) -> list[Defect]:
     listed = {stem for stems in splits.values() for stem in stems}
     return [
         Defect(
@@ -117,7 +118,7 @@ def _unlisted(annotations, splits):
     ]
 
 
-def _found_image(root, split, xml_path, images):
+def _found_image(root: Path, split: str, xml_path: Path, images: dict[str, Path]) -> tuple[FoundImage, list[Defect]]:
     """The image of one XML file with its objects, and a warning where the XML names another image."""
     xml = _parsed(xml_path)
     file_name = (xml.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
@@ -142,14 +143,14 @@ def _found_image(root, split, xml_path, images):
     return FoundImage(name=name, path=path, declared_size=_declared_size(xml), objects=objects), defects
 
 
-def _parsed(path):
+def _parsed(path: Path) -> Element:
     try:
         return parse(path).getroot()
     except (ParseError, DefusedXmlException, UnicodeError, ValueError) as error:
         raise DataError(f"{path} cannot be read as XML: {error}. Export it again.") from error
 
 
-def _found_object(path, number, xml):
+def _found_object(path: Path, number: int, xml: Element) -> FoundObject:
     class_name = (xml.findtext("name") or "").strip()
     if not class_name:
         raise DataError(f"{path}: object {number} has no class name. Name it, or take it out.")
@@ -161,13 +162,13 @@ def _found_object(path, number, xml):
     )
 
 
-def _declared_size(xml):
+def _declared_size(xml: Element) -> tuple[int, int] | None:
     """(width, height), or None where the XML leaves it out or, as some tools do, writes 0."""
     size = _number(xml.findtext("size/width")), _number(xml.findtext("size/height"))
     return (int(size[0]), int(size[1])) if all(size) else None
 
 
-def _number(text):
+def _number(text: str | None) -> float | None:
     try:
         return float(text)
     except (TypeError, ValueError):

@@ -20,7 +20,6 @@ from tracking.store import DamagedArtifact, StoreError, open_store
 pytestmark = [
     pytest.mark.slow,  # two server starts of some 15 s each
     # mlflow 3.17's own tables use an option that SQLAlchemy 2.1 is going to drop.
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
 ]
 
 

@@ -24,8 +24,6 @@ from tracking.sender import Sender, sync
 from tracking.store import DamagedArtifact, ExperimentDeleted, RunUnknown, StoreError, open_store, store_uri
 
 # mlflow 3.17's own tables use an option that SQLAlchemy 2.1 is going to drop.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
-
 ROOT = Path(__file__).resolve().parents[1]
 VAL = ("bccd-val", "0123456789abcdef")
 

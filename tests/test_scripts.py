@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,12 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from models.checkpoint import load
 from tests.conftest import ROOT, SMALL, Trained, copy_of_repository, script_runner
+from tracking.store import open_store
 
 
 def stored(trained: Trained):
-    from tracking.store import open_store
-
     return open_store(trained.folder, f"sqlite:///{trained.folder}/mlflow.db")
 
 
@@ -96,20 +98,9 @@ def test_evaluate_equals_pycocotools_on_what_it_exports(trained, tmp_path):
     truth = COCO(str(tmp_path / "out" / "ground_truth.json"))
     evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / "out" / "detections.json")), "bbox")
     evaluation.evaluate(), evaluation.accumulate(), evaluation.summarize()
-    names = [
-        "AP",
-        "AP50",
-        "AP75",
-        "AP_small",
-        "AP_medium",
-        "AP_large",
-        "AR_1",
-        "AR_10",
-        "AR_100",
-        "AR_small",
-        "AR_medium",
-        "AR_large",
-    ]
+    sizes = ("small", "medium", "large")
+    names = ["AP", "AP50", "AP75", *(f"AP_{size}" for size in sizes), "AR_1", "AR_10", "AR_100"]
+    names += [f"AR_{size}" for size in sizes]
     expected = {name: value for name, value in zip(names, evaluation.stats, strict=True) if value >= 0}
     assert report["metrics"] == pytest.approx(expected, abs=1e-12)
     assert {(image["width"], image["height"]) for image in truth.dataset["images"]} == {(128, 96)}
@@ -182,26 +173,32 @@ def test_bad_input_is_one_message_and_the_right_code(case, trained, coco_folder,
     assert sorted(trained.folder.glob("runs/*")) == before
 
 
-def test_a_run_stopped_by_a_signal_says_so_and_resumes(tmp_path, coco_folder, empty_database):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_stopped_or_killed_says_so_and_resumes(number, tmp_path, coco_folder, empty_database):
     folder = copy_of_repository(tmp_path / "repository")
     shutil.copy(empty_database, folder / "mlflow.db")
-    command = [sys.executable, "train.py", "--data", coco_folder, *SMALL, "--epochs", "400", "--evaluate-every", "500"]
+    flags = ("--epochs", "400", "--evaluate-every", "500", "--checkpoint-every", "1")
+    command = [sys.executable, "train.py", "--data", coco_folder, *SMALL, *flags]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not list(folder.glob("runs/*/last.pth")):
         assert process.poll() is None, process.stderr.read()
-    process.terminate()
+        time.sleep(0.05)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 143, errors
+    assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGKILL), errors
     run = script_runner(folder)
-    report = json.loads(run("status.py", "--json").stdout)
-    assert report["training"]["state"] == "interrupted"
-    run_id, step = report["training"]["run_id"], report["training"]["step"]
-    assert f"--resume {run_id}" in errors
-    resumed = run("train.py", "--resume", run_id, "--max-steps", str(step + 2))
-    assert resumed.stdout == f"{run_id}\n", resumed.stderr
-    from tracking.store import open_store
-
+    training = json.loads(run("status.py", "--json").stdout)["training"]
+    assert training["state"] == "interrupted"
+    run_id = training["run_id"]
+    if number == signal.SIGTERM:
+        assert f"--resume {run_id}" in errors
+    else:
+        assert "KILLED" in run("status.py", "--sync").stderr
     store = open_store(folder, f"sqlite:///{folder}/mlflow.db")
+    assert store.run(run_id).status == "KILLED"
+    saved = load(folder / "runs" / run_id / "last.pth")
+    resumed = run("train.py", "--resume", run_id, "--max-steps", str(saved["step"] + 2))
+    assert resumed.stdout == f"{run_id}\n", resumed.stderr
     assert store.run(run_id).status == "FINISHED"
     steps = [point.step for point in store.client.get_metric_history(run_id, "train/loss")]
-    assert steps == list(range(1, step + 3))
+    assert steps == list(range(1, saved["step"] + 3))

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-# Threads that wait by spinning make a step 4 times slower as soon as another process needs a core (measured: 0.77 s
-# against 3.5 s). It must be set before torch starts its threads.
+# Threads that wait by spinning make every step several times slower as soon as another process needs a core.
+# It must be set before torch starts its threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 Positional = tyro.conf.Positional

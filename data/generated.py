@@ -44,7 +44,7 @@ class Scene:
 
 
 def generated_data(
-    *, seed: int = 0, train: int = 400, val: int = 100, test: int = 100, size: tuple[int, int] = (192, 256)
+    *, seed: int = 0, train: int = 400, val: int = 100, test: int = 100, size: tuple[int, int] = (128, 160)
 ) -> DetectionData:
     """The drawn data set: so many images a split, of `size` (height, width) pixels; equal arguments, equal images."""
     height, width = size

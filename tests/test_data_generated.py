@@ -33,7 +33,7 @@ def test_splits_classes_and_variety(data):
     boxes = np.concatenate([r.boxes for r in records])
     sides = boxes[:, 2:] - boxes[:, :2]
     assert sides.min() >= 14 and sides.max() <= 111
-    assert boxes.min() >= 0 and (boxes[:, 2:] <= [256, 192]).all()
+    assert boxes.min() >= 0 and (boxes[:, 2:] <= [160, 128]).all()
 
 
 def test_a_box_holds_exactly_the_visible_pixels_of_its_shape(data, monkeypatch):
@@ -59,7 +59,7 @@ def test_an_image_depends_on_its_arguments_alone(data):
     first = [render(data.records(split)[0]) for split in ("train", "val", "test")]
     first.append(render(generated_data(seed=1, train=1, val=1, test=1).records("train")[0]))
     assert len({image.tobytes() for image in first}) == 4
-    assert all(image.dtype == np.uint8 and image.shape == (192, 256, 3) for image in first)
+    assert all(image.dtype == np.uint8 and image.shape == (128, 160, 3) for image in first)
 
 
 def test_fingerprint_is_of_the_parameters():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import publishing
 import workspace
 from models import record
 from progress import duration, say
@@ -69,8 +70,8 @@ class LiveRun:
     def __enter__(self) -> "LiveRun":
         from tracking.sender import Sender
 
-        there = workspace.current_entry()
-        self.replaceable = there.get("sha256") if there and workspace.is_safe_elsewhere(there, self.store) else None
+        there = publishing.current_entry()
+        self.replaceable = there.get("sha256") if there and publishing.is_safe_elsewhere(there, self.store) else None
         info = self.info
         self.folder.update(
             **info.in_checkpoint() | workspace.whoami(),
@@ -129,7 +130,7 @@ class LiveRun:
 
     def _publish(self, entry: dict[str, Any]) -> None:
         try:
-            outcome = workspace.publish(self.folder.last, entry, how=self.how_to_publish, replaceable=self.replaceable)
+            outcome = publishing.publish(self.folder.last, entry, how=self.how_to_publish, replaceable=self.replaceable)
         except (OSError, ValueError) as error:  # not being able to publish never stops a run
             outcome = f"not published: {error}. Later: python restore.py {self.info.run_id}"
         say(f"  best so far, {outcome}")

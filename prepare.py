@@ -1,6 +1,5 @@
 """Everything of a training run before its first step: data, model, starting weights, optimizer, where it continues."""
 
-import json
 import os
 import tempfile
 from dataclasses import asdict, dataclass, field
@@ -17,7 +16,7 @@ from config import TrainConfig
 from data.open import open_data
 from data.records import DetectionData
 from data.sampling import EpochBatches
-from live_run import LiveRun, RunInfo
+from live_run import RunInfo
 from models import checkpoint as checkpoints
 from models import detector, weights
 from models.record import FORMAT, CheckpointError
@@ -324,31 +323,3 @@ def receipt(saved: dict[str, Any], position: Position) -> str:
         if position.best
         else f"resuming run {saved['run_id']} {where}, step {position.step}: weights, optimizer, schedule"
     )
-
-
-def log_beginning(run: LiveRun, job: Job) -> None:
-    """Parameters, code, environment, command line and data, into the run's journal."""
-    tracked = run.tracked
-    if run.first_new_step > 1:
-        tracked.tags({"resumed_at_step": str(job.position.step), "resumed_by": environment.command_line()})
-        return
-    machine = environment.environment()
-    on_cpu = f"{machine['cpus']} cores of {machine['cpu']}"
-    tracked.tags({"hardware": on_cpu if job.device.type == "cpu" else torch.cuda.get_device_name(job.device)})
-    tracked.params({name: value for name, value in job.info.config.items() if name not in ("resume", "tag")})
-    tracked.params({f"architecture/{name}": value for name, value in job.info.architecture["kwargs"].items()})
-    tracked.params({"defaults_chosen": ", ".join(sorted(job.defaults)), "classes": ", ".join(job.data.classes)})
-    tracked.text(environment.command_line() + "\n", "code/command.txt")
-    tracked.text(json.dumps(job.info.config, indent=1), "config.json")
-    tracked.text(json.dumps(machine, indent=1), "code/environment.json")
-    tracked.text("\n".join(job.notes) + "\n", "code/starting_weights.txt")
-    if job.code["diff"]:
-        tracked.text(job.code["diff"], "code/uncommitted.diff")
-    for name, text in job.code["untracked"].items():
-        tracked.text(text, f"code/untracked/{name}")
-    tracked.tags({f"mlflow.source.git.{key}": job.code[key] for key in ("commit", "branch") if job.code[key]})
-    for split, context in (("train", "training"), ("val", "validation")):
-        name = f"{job.data.name}-{split}"
-        tracked.dataset(name, job.data.split_fingerprint(split), str(job.data.root or "generated"), context, {})
-    tracked.text("\n".join([*job.data.describe(), *map(str, job.data.defects)]) + "\n", "data/report.txt")
-    run.log_detections("ground_truth_val", metrics.coco_ground_truth(job.data.records("val"), job.data.classes))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import config as options
+import publishing
 import workspace
 from models import record
 from progress import say
@@ -39,7 +40,7 @@ def main(config: RestoreConfig) -> Path:
             raise record.CheckpointError(f"{stored.name} of run {run_id}: {verdict.detail}", verdict.exit_code)
         role = config.which if config.which in ("best", "last") else "epoch"
         entry = verdict.entry | {"sha256": stored.sha256, "role": role, "pinned": True}
-        with workspace.publishing():
+        with publishing.publishing():
             keep_what_is_only_there(target, entry, store)
             record.put(path, target, entry, move=True)
     finally:
@@ -59,10 +60,10 @@ def target_file(output: Path | None) -> Path:
 
 def keep_what_is_only_there(target: Path, entry: dict, store: object) -> None:
     """Move the present file aside unless it is the same, or can be had again."""
-    there = workspace.current_entry(target)
-    if there.get("sha256") == entry["sha256"] or (there and workspace.is_safe_elsewhere(there, store)):
+    there = publishing.current_entry(target)
+    if there.get("sha256") == entry["sha256"] or (there and publishing.is_safe_elsewhere(there, store)):
         return
-    if aside := workspace.move_aside(target):
+    if aside := publishing.move_aside(target):
         say(f"what was there exists nowhere else: it is kept as {aside}")
 
 

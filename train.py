@@ -28,7 +28,8 @@ def main(config: TrainConfig) -> str:
     from data.dataset import DetectionDataset, train_loader
     from data.transforms import build_transform
     from live_run import LiveRun
-    from prepare import log_beginning, prepare, snapshot
+    from prepare import prepare, snapshot
+    from provenance import log_beginning
 
     job = prepare(config)
     config, position, plan = job.config, job.position, job.plan

@@ -7,7 +7,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import socket
 import struct
 import tempfile
@@ -185,75 +184,6 @@ def end_dead_runs(store: Any) -> list[str]:
             folder.update(state="interrupted")
             ended.append(folder.run_id)
     return ended
-
-
-def is_safe_elsewhere(entry: dict[str, Any], store: Any) -> bool:
-    """Whether the file that `entry` describes can be had again: from its run folder or from the store."""
-    if not entry.get("sha256") or not entry.get("run_id"):
-        return False
-    last = RunFolder(entry["run_id"]).last
-    if last.exists() and record.file_sha256(last) == entry["sha256"]:
-        return True
-    return any(one.sha256 == entry["sha256"] for one in store.checkpoints(entry["run_id"]))
-
-
-def move_aside(path: Path) -> Path | None:
-    """Rename what lies at `path`, so that nothing that exists only there is lost; None when nothing did."""
-    if not path.exists() or (path.is_file() and path.stat().st_size == 0):
-        return None
-    if not path.is_file():
-        raise WorkspaceError(f"{path} is not a file. Move it away, then try again")
-    aside = path.with_name(f"{path.stem}.kept-{time.strftime('%Y%m%d-%H%M%S')}{path.suffix}")
-    while aside.exists():  # two in one second
-        aside = aside.with_stem(f"{aside.stem}-again")
-    path.replace(aside)
-    return aside
-
-
-def current_entry(path: Path | None = None) -> dict[str, Any]:
-    """What is known of the usable checkpoint at `path`, or models/faster_rcnn; empty when there is none."""
-    verdict = record.inspect(path or PUBLISHED)
-    return verdict.entry if verdict.state == "ready" else {}
-
-
-@contextlib.contextmanager
-def publishing() -> Iterator[None]:
-    """One process at a time changes models/faster_rcnn."""
-    PUBLISHED.parent.mkdir(parents=True, exist_ok=True)
-    with (PUBLISHED.parent / ".lock").open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def publish(source: Path, entry: dict[str, Any], *, how: str, replaceable: str | None) -> str:
-    """Copy a run's best to models/faster_rcnn and say in one line what was done, or why not.
-
-    `how` is --publish; `replaceable` is the sha256 of a file there that was seen to exist elsewhere.
-    """
-    if how == "never":
-        return "not published (--publish never)"
-    with publishing():
-        there = current_entry()
-        other = there.get("run_id")
-        if how == "auto" and there.get("pinned"):
-            return "not published: models/faster_rcnn is pinned by restore.py (--publish always replaces it)"
-        if how == "auto" and other not in (None, entry["run_id"]) and RunFolder(other).is_alive():
-            return f"not published: run {other} is publishing to models/faster_rcnn (--publish always replaces it)"
-        own = other == entry["run_id"] and there.get("sha256") and there.get("role")
-        aside = None if own or (replaceable and there.get("sha256") == replaceable) else move_aside(PUBLISHED)
-        record.put(source, PUBLISHED, entry)
-    kept = f"; what was there exists nowhere else and is kept as {aside.name}" if aside else ""
-    return f"published to {PUBLISHED.relative_to(ROOT)}{kept}"
-
-
-def require_space(folder: Path, needed_bytes: int) -> None:
-    """WorkspaceError (exit 5) when `folder`'s disk has less than `needed_bytes` free."""
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
-        message = (
-            f"{folder} has {free / 1e6:.0f} MB free; {needed_bytes / 1e6:.0f} MB are needed. Free some, then resume"
-        )
-        raise WorkspaceError(message, exit_code=5)
 
 
 def require_writable(folder: Path) -> None:

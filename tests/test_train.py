@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import config as options
+import publishing
 import train
 import workspace
 from config import TrainConfig
@@ -98,7 +99,7 @@ def test_the_best_is_published_and_a_worse_epoch_does_not_replace_it(home, small
 
     monkeypatch.setattr("evaluate.score", falling)
     run_id = train.main(small)
-    entry = workspace.current_entry()
+    entry = publishing.current_entry()
     assert (entry["run_id"], entry["epoch"], entry["metrics"]["val/AP"], entry["role"]) == (run_id, 0, 0.9, "best")
     assert last_checkpoint(run_id)["best"]["value"] == 0.9
     assert last_checkpoint(run_id)["epoch"] == 1

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import publishing
 import workspace
 from models import record
 from models.checkpoint import save
+from publishing import move_aside, publish
 from tracking.records import StoredCheckpoint
-from workspace import RunFolder, WorkspaceError, move_aside, publish, select
+from workspace import RunFolder, WorkspaceError, select
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLDER = """
@@ -251,7 +253,7 @@ def test_a_runs_better_checkpoint_replaces_its_own():
     assert there() == ("run-a", 10)
     assert published("run-a", 20) == "published to models/faster_rcnn/checkpoint.pth"
     assert (there(), kept()) == (("run-a", 20), [])
-    assert workspace.current_entry()["role"] == "best"
+    assert publishing.current_entry()["role"] == "best"
     assert workspace.PUBLISHED.stat().st_ino != RunFolder("run-a").last.stat().st_ino
 
 
@@ -266,7 +268,7 @@ def test_a_pinned_file_stays_unless_always():
     assert there() == ("run-b", 5)
     published("run-a", 10, how="always")
     assert there() == ("run-a", 10)
-    assert not workspace.current_entry().get("pinned")
+    assert not publishing.current_entry().get("pinned")
 
 
 def test_a_live_runs_file_stays_unless_always_and_a_dead_ones_goes(hold):
@@ -343,13 +345,13 @@ class Shelf:
 
 def test_a_file_is_safe_elsewhere_by_its_hash_alone():
     _, entry = checkpoint("run-a", 10, RunFolder("run-a").path)
-    assert workspace.is_safe_elsewhere(entry, Shelf())
+    assert publishing.is_safe_elsewhere(entry, Shelf())
     checkpoint("run-a", 20, RunFolder("run-a").path)  # last.pth went on
-    assert not workspace.is_safe_elsewhere(entry, Shelf(stored(1, 10, sha256="other")))
-    assert not workspace.is_safe_elsewhere(entry, Shelf(stored(1, 10, sha256=entry["sha256"], run_id="run-b")))
-    assert workspace.is_safe_elsewhere(entry, Shelf(stored(1, 10, sha256=entry["sha256"])))
-    assert not workspace.is_safe_elsewhere({"run_id": "run-a"}, Shelf(stored(1, 10)))
-    assert not workspace.is_safe_elsewhere({"sha256": entry["sha256"]}, Shelf())
+    assert not publishing.is_safe_elsewhere(entry, Shelf(stored(1, 10, sha256="other")))
+    assert not publishing.is_safe_elsewhere(entry, Shelf(stored(1, 10, sha256=entry["sha256"], run_id="run-b")))
+    assert publishing.is_safe_elsewhere(entry, Shelf(stored(1, 10, sha256=entry["sha256"])))
+    assert not publishing.is_safe_elsewhere({"run_id": "run-a"}, Shelf(stored(1, 10)))
+    assert not publishing.is_safe_elsewhere({"sha256": entry["sha256"]}, Shelf())
 
 
 def test_a_folder_is_made_or_refused_before_the_work(tmp_path):
@@ -368,13 +370,6 @@ def test_a_folder_without_permission_is_refused(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(WorkspaceError, match="cannot be written"):
         workspace.require_writable(tmp_path / "locked")
-
-
-def test_too_little_space_is_exit_5(tmp_path):
-    workspace.require_space(tmp_path, 1)
-    with pytest.raises(WorkspaceError, match="Free some") as caught:
-        workspace.require_space(tmp_path, 10**18)
-    assert caught.value.exit_code == 5
 
 
 def test_an_unusable_checkpoint_says_its_state_and_the_command_that_mends_it(tmp_path):

@@ -1,6 +1,7 @@
 """Fixtures: copies of this repository to run scripts in, small data sets, and a run trained once for many tests."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -78,6 +79,28 @@ def trained(tmp_path_factory: pytest.TempPathFactory, coco_folder: Path, empty_d
     process = run("train.py", "--data", coco_folder, *SMALL, "--epochs", "2", "--run-name", "small", cwd=coco_folder)
     assert process.returncode == 0, process.stderr
     return Trained(folder, run, process)
+
+
+@pytest.fixture
+def run_here(
+    trained: "Trained", monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs a script of the trained repository in this process, without the seconds that a new one imports for."""
+    import workspace
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(workspace, "ROOT", trained.folder)
+    monkeypatch.setattr(workspace, "RUNS", trained.folder / "runs")
+    monkeypatch.setattr(workspace, "PUBLISHED", trained.checkpoint)
+
+    def run(name: str, *arguments: object) -> subprocess.CompletedProcess:
+        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        out, errors = capfd.readouterr()
+        return subprocess.CompletedProcess(sys.argv, end.value.code or 0, out, errors)
+
+    return run
 
 
 class Trained:

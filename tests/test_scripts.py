@@ -63,15 +63,15 @@ def test_status_is_ready_and_names_the_run(trained):
     ],
     ids=["deleted", "emptied", "cut", "no-zip", "text", "flipped"],
 )
-def test_status_tells_the_truth_after_damage_and_restore_mends_it(trained, damage, state, code):
+def test_status_tells_the_truth_after_damage_and_restore_mends_it(trained, run_here, damage, state, code):
     damage(trained.checkpoint)
-    process = trained.run("status.py", "--json")
+    process = run_here("status.py", "--json")
     report = json.loads(process.stdout)
     assert (report["state"], process.returncode) == (state, code)
     assert report["next"] == f"python restore.py {trained.run_id}"
-    restored = trained.run("restore.py", trained.run_id[:6])
+    restored = run_here("restore.py", trained.run_id[:6])
     assert restored.stdout == f"{trained.checkpoint}\n", restored.stderr
-    assert trained.run("status.py").returncode == 0
+    assert run_here("status.py").returncode == 0
 
 
 def flipped(content: bytes) -> bytes:
@@ -154,7 +154,7 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_one_message_and_the_right_code(case, trained, coco_folder, tmp_path):
+def test_bad_input_is_one_message_and_the_right_code(case, trained, run_here, coco_folder, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("a file")
     other = json.loads((coco_folder / "annotations" / "instances_val.json").read_text())
@@ -166,7 +166,7 @@ def test_bad_input_is_one_message_and_the_right_code(case, trained, coco_folder,
     places = {"file": tmp_path / "file", "empty": tmp_path / "empty", "other": tmp_path / "other", "image": image}
     (name, *arguments), code, named = BAD_INPUT[case]
     before = sorted(trained.folder.glob("runs/*"))
-    process = trained.run(name, *(argument.format(**places) for argument in arguments))
+    process = run_here(name, *(argument.format(**places) for argument in arguments))
     assert process.returncode == code, process.stderr
     assert named.format(**places) in process.stderr
     assert "Traceback" not in process.stderr and process.stdout == ""

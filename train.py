@@ -43,6 +43,7 @@ def main(config: TrainConfig) -> str:
 
     with stop_on_signals() as stop, LiveRun(job.store, job.info, publish=config.publish) as run, named_loss(run, job):
         log_beginning(run, job)
+        say_where(job)
         for epoch in range(position.epoch + 1, config.epochs):
             batches = job.order.batches(epoch)[position.batches_done :]
             loader = train_loader(dataset, batches, workers=config.workers, pin_memory=job.device.type == "cuda")
@@ -202,12 +203,20 @@ def named_loss(run: "LiveRun", job: "Job") -> Iterator[None]:
         raise NonFiniteLoss(message, step=error.step, losses=error.losses, targets=[]) from error
 
 
+def say_where(job: "Job") -> None:
+    """Name the run and its pages before the first step: one wants to watch."""
+    pages = job.store.ui_urls(job.info.run_id)
+    say(f"run {job.info.run_id} ({job.info.run_name}), experiment {job.info.experiment}")
+    if "command" in pages:
+        say(f"  watch it: {pages['command']}")
+    say(f"  run: {pages['run']}\n  checkpoints: {pages['models']}")
+
+
 def say_result(job: "Job") -> None:
     best, run_id = job.position.best, job.info.run_id
     say(f"run {run_id} ({job.info.run_name}) is finished: best {best['metric']} {best['value']:.4f} in {best['name']}")
-    for name, url in job.store.ui_urls(run_id).items():
-        say(f"  {name}: {url}")
-    say(f"  restore its best: python restore.py {run_id}    score it: python evaluate.py --run {run_id}")
+    say(f"  restore its best: python restore.py {run_id}")
+    say(f"  score it on a split: python evaluate.py --run {run_id} --split test")
 
 
 def read() -> TrainConfig:

@@ -85,7 +85,8 @@ class DetectionData:
     def describe(self) -> list[str]:
         """Lines for people: what was found."""
         where = f" in {self.root}" if self.root else ""
-        lines = [f"{self.name}: {self.format}{where}; {self.split_rule}"]
+        kind = "" if self.format == self.name else f"{self.format}{where}; "
+        lines = [f"{self.name}: {kind}{self.split_rule}"]
         for split, records in self.splits.items():
             boxes = sum(len(record.boxes) for record in records)
             empty = sum(len(record.boxes) == 0 for record in records)

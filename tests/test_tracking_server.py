@@ -17,10 +17,7 @@ from tracking.run import TrackedRun
 from tracking.sender import Sender, sync
 from tracking.store import DamagedArtifact, StoreError, open_store
 
-pytestmark = [
-    pytest.mark.slow,  # two server starts of some 15 s each
-    # mlflow 3.17's own tables use an option that SQLAlchemy 2.1 is going to drop.
-]
+pytestmark = pytest.mark.slow  # two server starts of some 15 s each
 
 
 class Server:

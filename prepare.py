@@ -84,6 +84,7 @@ def prepare(config: TrainConfig) -> Job:
         say(f"run {dead} had died; it is marked KILLED. Continue it: python train.py --resume {dead}")
     run_id = (workspace.local_run(config.resume) or store.find_run(config.resume)) if config.resume else None
     if run_id:
+        workspace.RunFolder(run_id).require_idle()
         config, defaults = options.for_resume(stored_config(store, run_id), config), {}
     else:
         config, defaults = options.resolved(config, cores=os.cpu_count() or 1)
@@ -109,16 +110,24 @@ def prepare(config: TrainConfig) -> Job:
     for note in notes:
         say(note)
     info = run_info(config, store, run_id, data, architecture, plan, code)
-    built = {
-        "model": model,
-        "optimizer": optimizer,
-        "schedule": schedule,
-        "scaler": scaler,
-        "device": device,
-        "amp": amp,
-    }
-    known = {"config": config, "defaults": defaults, "store": store, "info": info, "data": data, "order": order}
-    return Job(**built, **known, plan=plan, position=position, code=code, notes=notes)
+    return Job(
+        config=config,
+        defaults=defaults,
+        store=store,
+        info=info,
+        data=data,
+        order=order,
+        plan=plan,
+        device=device,
+        amp=amp,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        scaler=scaler,
+        position=position,
+        code=code,
+        notes=notes,
+    )
 
 
 def named(defects: list[Any], most: int = 10) -> list[str]:

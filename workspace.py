@@ -69,9 +69,7 @@ class RunFolder:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                holder = self.state().get("pid")
-                message = f"Run {self.run_id} is training now (process {holder}). See it: python status.py"
-                raise WorkspaceError(message) from error
+                raise self._busy() from error
             _held.add(lock)
             try:
                 yield
@@ -91,6 +89,15 @@ class RunFolder:
         except OSError:
             return False  # no lock file: nobody ever trained here
         return struct.unpack("hhqqi", answer)[0] != fcntl.F_UNLCK
+
+    def require_idle(self) -> None:
+        """WorkspaceError when a process trains this run."""
+        if self.is_alive():
+            raise self._busy()
+
+    def _busy(self) -> WorkspaceError:
+        process = self.state().get("pid")
+        return WorkspaceError(f"Run {self.run_id} is training now (process {process}). See it: python status.py")
 
     def training(self) -> str:
         """running, interrupted or finished."""

@@ -9,7 +9,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
+try:
+    import tyro
+except ModuleNotFoundError:
+    print("error: the packages are missing. In a new shell first: . .venv/bin/activate (README.md)", file=sys.stderr)
+    raise SystemExit(2) from None
 
 # Threads that wait by spinning make every step several times slower as soon as another process needs a core.
 # It must be set before torch starts its threads.
@@ -17,6 +21,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 Positional = tyro.conf.Positional
 Repeated = tyro.conf.UseAppendAction
+# Optional values: the help says in words what stands for an open one, so the default None is not shown.
+Text = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
+Int = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
+Float = Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+Ints = Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N …", help_behavior_hint="")]
+Run = Annotated[str, tyro.conf.arg(metavar="RUN")]
+Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE …", help_behavior_hint="")]
 
 
 class ConfigError(ValueError):
@@ -27,67 +39,70 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a Faster R-CNN; MLflow keeps its parameters, metrics and every checkpoint. Prints the run ID."""
+    """Train a Faster R-CNN; MLflow keeps its parameters, metrics and every checkpoint. Prints the run ID.
+
+    Defaults in brackets are for your data; for the generated set they are those of recipes/generated.sh.
+    """
 
     data: str = "generated"
     """Dataset: a folder or file (COCO JSON, Pascal VOC), or `generated` for the built-in set of coloured shapes."""
-    model: str | None = None
+    model: Text = None
     """A torchvision Faster R-CNN by its name, or timm/NAME for any timm backbone. [fasterrcnn_resnet50_fpn_v2]"""
-    weights: str | None = None
+    weights: Text = None
     """Start from: coco, backbone (ImageNet), none, a checkpoint file, or a RUN. [coco; none for generated data]"""
-    backbone_weights: Path | None = None
+    backbone_weights: File = None
     """A file with classification weights for the backbone (nothing is downloaded then)."""
-    trainable_layers: int | None = None
+    trainable_layers: Int = None
     """Backbone stages that train, counted from the last. [3 after pretraining, all otherwise]"""
-    norm: Literal["frozen", "batch"] | None = None
+    norm: Annotated[Literal["frozen", "batch"] | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Batch norm of the backbone: frozen statistics, or trained. [frozen after pretraining]"""
-    image_min_size: int | None = None
+    image_min_size: Int = None
     """Images are resized to this shorter side …. [the model's own, mostly 800]"""
-    image_max_size: int | None = None
+    image_max_size: Int = None
     """… unless the longer side would pass this. [the model's own, mostly 1333]"""
-    anchor_sizes: tuple[int, ...] | None = None
+    anchor_sizes: Ints = None
     """Anchor side in pixels for each feature level, finest first. [the model's own]"""
-    fpn_channels: int | None = None
+    fpn_channels: Int = None
     """Width of the feature pyramid (timm models). [256]"""
-    roi_samples: int | None = None
+    roi_samples: Int = None
     """Proposals sampled per image to train the box head. [512]"""
-    proposals: int | None = None
+    proposals: Int = None
     """Proposals kept per image. [torchvision's: 2000 in training, 1000 after]"""
-    score_threshold: float | None = None
+    score_threshold: Float = None
     """The model drops detections below this score; 0 keeps all. [0.05]"""
 
-    epochs: int | None = None
+    epochs: Int = None
     """Passes over the training split. [24]"""
-    max_steps: int | None = None
+    max_steps: Int = None
     """Stop after this many optimizer steps in all, with a last evaluation and checkpoint."""
-    batch_size: int | None = None
+    batch_size: Int = None
     """Images in a step. [4]"""
-    optimizer: Literal["sgd", "adamw"] | None = None
-    """[sgd]"""
-    lr: float | None = None
+    optimizer: Annotated[Literal["sgd", "adamw"] | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """SGD with momentum, or AdamW. [sgd]"""
+    lr: Float = None
     """Learning rate, never scaled when given. [sgd: 0.00125 × batch size, torchvision's 0.02 for 16; adamw: 1e-4]"""
     momentum: float = 0.9
     """Of SGD."""
-    weight_decay: float | None = None
+    weight_decay: Float = None
     """[sgd: 1e-4; adamw: 0.05]"""
-    schedule: Literal["multistep", "cosine"] | None = None
+    schedule: Annotated[Literal["multistep", "cosine"] | None, tyro.conf.arg(help_behavior_hint="")] = None
     """After the warm-up: ÷10 at each milestone, or a cosine to zero. [multistep]"""
-    milestones: tuple[int, ...] | None = None
+    milestones: Ints = None
     """Epochs after which multistep divides the rate by 10. [two thirds and eleven twelfths of the epochs]"""
-    warmup_steps: int | None = None
+    warmup_steps: Int = None
     """Steps of linear warm-up. [500, at most one epoch]"""
-    clip_norm: float | None = None
+    clip_norm: Float = None
     """Clip the gradient to this norm. [off]"""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Mixed precision."""
-    augmentation: str | None = None
+    augmentation: Text = None
     """none, flip, dihedral (flips and quarter turns), standard or strong. [flip]"""
     seed: int = 0
     """Every random draw follows from it, whatever the number of workers."""
 
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    workers: int | None = None
+    workers: Int = None
     """Processes that load images; the result does not depend on it. [cores, at most 4; 0 for generated data]"""
     evaluate_every: int = 1
     """Epochs between validations; the last epoch is always validated."""
@@ -100,11 +115,11 @@ class TrainConfig:
 
     experiment: str = "faster-rcnn"
     """MLflow experiment."""
-    run_name: str | None = None
+    run_name: Text = None
     """Readable name of the run. [made by MLflow]"""
     tag: Annotated[tuple[str, ...], Repeated] = ()
     """KEY=VALUE for the MLflow run; repeat the flag for more."""
-    resume: str | None = None
+    resume: Text = None
     """Continue this RUN (ID, unique prefix or name) in its own MLflow run."""
 
     def __post_init__(self):

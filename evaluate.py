@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import config as options
@@ -17,27 +16,27 @@ from progress import Progress, say
 class EvaluateConfig:
     """Score a checkpoint: by default models/faster_rcnn on the validation split it was trained with."""
 
-    run: str | None = None
+    run: options.Text = None
     """A RUN (ID, unique prefix or name): its checkpoint is fetched from MLflow, models/faster_rcnn stays as it is."""
-    checkpoint: Path | None = None
+    checkpoint: options.File = None
     """A checkpoint file. [models/faster_rcnn/checkpoint.pth]"""
     which: str = "best"
     """Of a RUN: best, last or an epoch's number."""
     metric: str = "val/AP"
     """What makes a checkpoint the best."""
-    data: str | None = None
+    data: options.Text = None
     """Dataset folder or file, or `generated`. [the run's own]"""
     split: str = "val"
     """Split to score."""
-    batch_size: int | None = None
+    batch_size: options.Int = None
     """Images at once. [as in training: padding makes scores depend on it in the last decimals]"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    workers: int | None = None
+    workers: options.Int = None
     """Processes that load images. [cores, at most 4; 0 for generated data]"""
     json: bool = False
     """Print JSON instead of a table."""
-    output: Path | None = None
+    output: options.File = None
     """Folder for detections.json and ground_truth.json (COCO) and metrics.json."""
     no_log: bool = False
     """Do not write an evaluation run to MLflow."""

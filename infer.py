@@ -17,11 +17,11 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 class InferConfig:
     """Detect objects in images: by default with models/faster_rcnn. One JSON line an image goes to stdout."""
 
-    sources: options.Positional[tuple[str, ...]]
+    sources: options.Positional[options.Sources]
     """Images, folders of images, or glob patterns."""
-    run: str | None = None
+    run: options.Text = None
     """A RUN (ID, unique prefix or name): its checkpoint is fetched from MLflow, models/faster_rcnn stays as it is."""
-    checkpoint: Path | None = None
+    checkpoint: options.File = None
     """A checkpoint file. [models/faster_rcnn/checkpoint.pth]"""
     which: str = "best"
     """Of a RUN: best, last or an epoch's number."""
@@ -29,7 +29,7 @@ class InferConfig:
     """What makes a checkpoint the best."""
     score_threshold: float = 0.5
     """Leave out detections below this score."""
-    output: Path | None = None
+    output: options.File = None
     """Folder for the images with their boxes drawn."""
     batch_size: int = 4
     """Images at once."""

@@ -53,10 +53,10 @@ class RunInfo:
 class LiveRun:
     """A context manager: leaving it ends the run truthfully (FINISHED, KILLED or FAILED) and delivers the rest."""
 
-    def __init__(self, store: Any, info: RunInfo, *, publish: str):
+    def __init__(self, store: Any, info: RunInfo, *, publish: str, resumed: bool):
         from tracking.run import TrackedRun
 
-        self.store, self.info, self.how_to_publish = store, info, publish
+        self.store, self.info, self.how_to_publish, self.resumed = store, info, publish, resumed
         self.folder = RunFolder(info.run_id)
         self.stack = ExitStack()
         self.stack.enter_context(self.folder.locked())
@@ -64,15 +64,14 @@ class LiveRun:
         self.first_new_step = self.tracked.journal.last_step() + 1
         self.position: dict[str, Any] = {}
         self.state_written = 0.0
-        self.replaceable: str | None = None
         self.sender: Any = None
 
     def __enter__(self) -> "LiveRun":
         from tracking.sender import Sender
 
-        there = publishing.current_entry()
-        self.replaceable = there.get("sha256") if there and publishing.is_safe_elsewhere(there, self.store) else None
         info = self.info
+        if self.resumed:
+            self.store.resume_run(info.run_id)
         self.folder.update(
             **info.in_checkpoint() | workspace.whoami(),
             **{
@@ -130,8 +129,8 @@ class LiveRun:
 
     def _publish(self, entry: dict[str, Any]) -> None:
         try:
-            outcome = publishing.publish(self.folder.last, entry, how=self.how_to_publish, replaceable=self.replaceable)
-        except (OSError, ValueError) as error:  # not being able to publish never stops a run
+            outcome = publishing.publish(self.folder.last, entry, how=self.how_to_publish, store=self.store)
+        except (OSError, ValueError, RuntimeError) as error:  # not being able to publish never stops a run
             outcome = f"not published: {error}. Later: python restore.py {self.info.run_id}"
         say(f"  best so far, {outcome}")
         self.folder.update(published=outcome.startswith("published"))

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import engine
 import metrics
 import workspace
 from config import TrainConfig
+from data.dataset import DetectionDataset
 from data.open import open_data
 from data.records import DetectionData
 from data.sampling import EpochBatches
+from data.transforms import build_transform
 from live_run import RunInfo
 from models import checkpoint as checkpoints
 from models import detector, weights
@@ -63,6 +65,7 @@ class Job:
     store: Store
     info: RunInfo
     data: DetectionData
+    dataset: DetectionDataset  # the training split, augmented
     order: EpochBatches
     plan: Plan
     device: torch.device
@@ -73,6 +76,7 @@ class Job:
     scaler: torch.amp.GradScaler
     position: Position
     code: dict[str, Any]
+    resumed: bool
     notes: list[str]  # how the weights were loaded, what differs since the run began
 
 
@@ -89,9 +93,9 @@ def prepare(config: TrainConfig) -> Job:
     else:
         config, defaults = options.resolved(config, cores=os.cpu_count() or 1)
     device = engine.choose_device(config.device)
+    transform = build_transform(config.augmentation)
+    build_architecture(config, num_classes=2)  # a wrong word is told before the data are read
     data = open_data(config.data)
-    if defaults:
-        say("chosen by default: " + ", ".join(f"{name} {value}" for name, value in sorted(defaults.items())))
     say("\n".join([*data.describe(), *named(data.defects)]))
     require_metric(config.best_metric, data)
     model, architecture, notes = build_model(config, data.classes, store, fresh=run_id is None)
@@ -99,6 +103,11 @@ def prepare(config: TrainConfig) -> Job:
     engine.place(model, device, amp)
     order = EpochBatches(data.records("train"), batch_size=config.batch_size, seed=config.seed)
     plan = make_plan(config, steps_per_epoch=len(order.batches(0)))
+    if "warmup_steps" in defaults:  # at most one epoch, unless the user says otherwise
+        defaults["warmup_steps"] = min(config.warmup_steps, plan.steps_per_epoch)
+        config = replace(config, warmup_steps=defaults["warmup_steps"])
+    if defaults:
+        say("chosen by default: " + ", ".join(f"{name} {value}" for name, value in sorted(defaults.items())))
     optimizer, schedule = optimization(config, plan, model)
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
     position, code = Position(), environment.code_state(workspace.ROOT)
@@ -116,6 +125,7 @@ def prepare(config: TrainConfig) -> Job:
         store=store,
         info=info,
         data=data,
+        dataset=DetectionDataset(data.records("train"), seed=config.seed, transform=transform, drop_crowd=True),
         order=order,
         plan=plan,
         device=device,
@@ -126,6 +136,7 @@ def prepare(config: TrainConfig) -> Job:
         scaler=scaler,
         position=position,
         code=code,
+        resumed=run_id is not None,
         notes=notes,
     )
 
@@ -171,14 +182,12 @@ def validation_metrics(scores: dict[str, Any]) -> dict[str, float]:
     return overall | {f"val/AP/{name}": values["AP"] for name, values in scores["per_class"].items()}
 
 
-def build_model(
-    config: TrainConfig, classes: tuple[str, ...], store: Store, *, fresh: bool
-) -> tuple[torch.nn.Module, dict[str, Any], list[str]]:
-    """The detector with its starting weights (random until restored when not `fresh`), its architecture, and notes."""
+def build_architecture(config: TrainConfig, *, num_classes: int) -> dict[str, Any]:
+    """The detector's builder and keyword arguments; ModelError names a wrong one."""
     # torchvision's COCO weights for this model were trained with an eps of zero; ImageNet's were not.
-    architecture = detector.resolve_architecture(
+    return detector.resolve_architecture(
         config.model,
-        num_classes=len(classes) + 1,
+        num_classes=num_classes,
         trainable_layers=config.trainable_layers,
         norm=config.norm,
         norm_eps=1e-5 if config.weights == "backbone" and config.model == "fasterrcnn_resnet50_fpn" else None,
@@ -190,6 +199,13 @@ def build_model(
         proposals=config.proposals,
         score_threshold=config.score_threshold,
     )
+
+
+def build_model(
+    config: TrainConfig, classes: tuple[str, ...], store: Store, *, fresh: bool
+) -> tuple[torch.nn.Module, dict[str, Any], list[str]]:
+    """The detector with its starting weights (random until restored when not `fresh`), its architecture, and notes."""
+    architecture = build_architecture(config, num_classes=len(classes) + 1)
     torch.manual_seed(engine.seed_of(config.seed))
     model = detector.build(architecture)
     notes = load_starting_weights(model, architecture, config, classes, store) if fresh else []
@@ -201,6 +217,8 @@ def load_starting_weights(
 ) -> list[str]:
     """--weights coco|backbone|none|FILE|RUN and --backbone-weights FILE; says what was loaded and what was not."""
     if config.backbone_weights is not None:
+        if not config.backbone_weights.is_file():
+            raise options.ConfigError(f"--backbone-weights: there is no file {config.backbone_weights}")
         state = checkpoints.load(config.backbone_weights)["model_state_dict"]
         return [str(weights.load_backbone(model, architecture, state))]
     if config.weights == "none":
@@ -242,7 +260,7 @@ def optimization(
         return engine.learning_rate_factor(
             step,
             schedule=config.schedule,
-            warmup_steps=min(config.warmup_steps, plan.steps_per_epoch),
+            warmup_steps=config.warmup_steps,
             total_steps=plan.total_steps,
             milestone_steps=[epoch * plan.steps_per_epoch for epoch in config.milestones or ()],
         )
@@ -259,12 +277,11 @@ def run_info(
     plan: Plan,
     code: dict,
 ) -> RunInfo:
-    """The run's lasting facts; creates the MLflow run, or reopens the one that is resumed."""
+    """The run's lasting facts; creates the MLflow run unless one is resumed."""
     if run_id is None:
         tags = dict(pair.split("=", 1) for pair in config.tag)
         run_id, run_name = store.create_run(config.experiment, config.run_name, tags)
     else:
-        store.resume_run(run_id)
         run_name = store.run(run_id).name
     return RunInfo(
         run_id=run_id,

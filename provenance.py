@@ -13,7 +13,7 @@ from tracking import environment
 def log_beginning(run: LiveRun, job: Job) -> None:
     """Parameters, code, environment, command line and data, into the run's journal."""
     tracked = run.tracked
-    if run.first_new_step > 1:
+    if job.resumed:
         tracked.tags({"resumed_at_step": str(job.position.step), "resumed_by": environment.command_line()})
         return
     machine = environment.environment()

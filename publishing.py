@@ -19,7 +19,10 @@ def is_safe_elsewhere(entry: dict[str, Any], store: Any) -> bool:
     last = RunFolder(entry["run_id"]).last
     if last.exists() and record.file_sha256(last) == entry["sha256"]:
         return True
-    return any(one.sha256 == entry["sha256"] for one in store.checkpoints(entry["run_id"]))
+    try:
+        return any(one.sha256 == entry["sha256"] for one in store.checkpoints(entry["run_id"]))
+    except RuntimeError:  # a store that does not answer has not said yes
+        return False
 
 
 def move_aside(path: Path) -> Path | None:
@@ -50,10 +53,10 @@ def publishing() -> Iterator[None]:
         yield
 
 
-def publish(source: Path, entry: dict[str, Any], *, how: str, replaceable: str | None) -> str:
+def publish(source: Path, entry: dict[str, Any], *, how: str, store: Any) -> str:
     """Copy a run's best to models/faster_rcnn and say in one line what was done, or why not.
 
-    `how` is --publish; `replaceable` is the sha256 of a file there that was seen to exist elsewhere.
+    `how` is --publish; `store` is asked whether another run's file that lies there can be had again.
     """
     if how == "never":
         return "not published (--publish never)"
@@ -65,7 +68,7 @@ def publish(source: Path, entry: dict[str, Any], *, how: str, replaceable: str |
         if how == "auto" and other not in (None, entry["run_id"]) and RunFolder(other).is_alive():
             return f"not published: run {other} is publishing to models/faster_rcnn (--publish always replaces it)"
         own = other == entry["run_id"] and there.get("sha256") and there.get("role")
-        aside = None if own or (replaceable and there.get("sha256") == replaceable) else move_aside(workspace.PUBLISHED)
+        aside = None if own or is_safe_elsewhere(there, store) else move_aside(workspace.PUBLISHED)
         record.put(source, workspace.PUBLISHED, entry)
     kept = f"; what was there exists nowhere else and is kept as {aside.name}" if aside else ""
     return f"published to {workspace.PUBLISHED.relative_to(workspace.ROOT)}{kept}"

@@ -14,13 +14,13 @@ from progress import say
 class RestoreConfig:
     """Restore a run's checkpoint to models/faster_rcnn (it stays pinned there: training will not replace it)."""
 
-    run: options.Positional[str]
+    run: options.Positional[options.Run]
     """The run: its ID, a unique prefix of at least 4 characters, its name, or models:/NAME@ALIAS."""
     which: str = "best"
     """best, last, or an epoch's number (from 0, as in epoch-003)."""
     metric: str = "val/AP"
     """What makes a checkpoint the best."""
-    output: Path | None = None
+    output: options.File = None
     """Another folder or .pth file to restore to. [models/faster_rcnn/checkpoint.pth]"""
 
 

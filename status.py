@@ -50,7 +50,11 @@ def main(config: StatusConfig) -> dict[str, Any]:
         "run_status": run_status(run_id, entry.get("tracking_uri") or uri),
         **{key: entry.get(key) for key in ("epoch", "epochs", "step", "metrics", "architecture", "classes", "dataset")},
         **{key: entry.get(key) for key in ("sha256", "size_bytes", "resumable", "role")},
-        **{"pinned": bool(entry.get("pinned")), "best": best_known(folders, uri), "unsent": unsent(folders)},
+        **{
+            "pinned": bool(entry.get("pinned")),
+            "best": best_known(recorded_run(path), folders, uri),
+            "unsent": unsent(folders),
+        },
     }
     if verdict.state == "absent":
         report["reason"] = absence(training, folders, report["best"])
@@ -67,7 +71,9 @@ def synchronise() -> None:
     for folder in workspace.run_folders():
         if folder.state().get("tracking_uri") == store.uri and not folder.is_alive():
             summary = sender.sync(folder.path, store)
-            say(f"{folder.run_id}: {summary}")
+            trouble = f" ({summary['trouble']})" if summary["trouble"] else ""
+            waiting = summary["unsent"]["operations"]
+            say(f"{folder.run_id}: {summary['delivered']} operations sent, {waiting} still unsent{trouble}")
     for run_id in workspace.end_dead_runs(store):
         say(f"{run_id}: had died, now KILLED")
 
@@ -78,9 +84,8 @@ def training_state(folders: list[RunFolder]) -> dict[str, Any]:
     if chosen is None:
         return {"state": "none", "run_id": None, "epoch": None, "step": None}
     state = chosen.state()
-    known = {
-        key: state.get(key) for key in ("run_name", "epoch", "epochs", "step", "total_steps", "updated", "pid", "host")
-    }
+    keys = ("run_name", "epoch", "epochs", "step", "total_steps", "updated", "pid", "host")
+    known = {key: state.get(key) for key in keys}
     return {"state": chosen.training(), "run_id": chosen.run_id} | known
 
 
@@ -90,9 +95,14 @@ def run_status(run_id: str | None, uri: str) -> str | None:
     return found["status"] if found else None
 
 
-def best_known(folders: list[RunFolder], uri: str) -> dict[str, Any] | None:
-    """The best checkpoint of the newest run here that has one, else of the newest run in the store."""
-    for folder in folders:
+def recorded_run(path: Path) -> str | None:
+    """The run that checkpoint.json names, whatever became of the file beside it."""
+    return (record.read_record(path).get("current") or {}).get("run_id")
+
+
+def best_known(recorded: str | None, folders: list[RunFolder], uri: str) -> dict[str, Any] | None:
+    """The best checkpoint of the run last put at models/faster_rcnn, else of the newest run here or in the store."""
+    for folder in sorted(folders, key=lambda folder: folder.run_id != recorded):
         best = folder.state().get("best")
         if best:
             return {"run_id": folder.run_id} | {key: best.get(key) for key in ("epoch", "metric", "value")}
@@ -169,7 +179,7 @@ def report_text(report: dict[str, Any]) -> str:
     best = report["best"]
     if best and best["run_id"] != report["run_id"]:
         lines.append(
-            f"best of the newest run: {best['metric']} {best['value']:.4f} in epoch {best['epoch']} of {best['run_id']}"
+            f"best to restore: {best['metric']} {best['value']:.4f} in epoch {best['epoch']} of {best['run_id']}"
         )
     waiting = report["unsent"]
     if waiting["operations"] and report["training"]["state"] != "running":
@@ -191,8 +201,15 @@ def training_lines(training: dict[str, Any]) -> list[str]:
     if training["updated"]:
         line += f", {duration(time.time() - training['updated'])} ago"
     if training["state"] == "interrupted":
-        return [line, f"  continue: python train.py --resume {training['run_id']}"]
+        return [line, f"  {continuation(training['run_id'])}"]
     return [line]
+
+
+def continuation(run_id: str) -> str:
+    """How an interrupted run goes on, if it saved anything."""
+    if RunFolder(run_id).last.exists():
+        return f"continue: python train.py --resume {run_id}"
+    return "it stopped before it saved anything: start it again"
 
 
 def shown(path: str) -> str:

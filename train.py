@@ -25,8 +25,7 @@ EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
 def main(config: TrainConfig) -> str:
     """Train one run, or continue the run `config.resume`, and return its run ID."""
     import engine
-    from data.dataset import DetectionDataset, train_loader
-    from data.transforms import build_transform
+    from data.dataset import train_loader
     from live_run import LiveRun
     from prepare import prepare, snapshot
     from provenance import log_beginning
@@ -36,17 +35,15 @@ def main(config: TrainConfig) -> str:
     if position.step >= plan.last_step:
         say(f"run {job.info.run_id} is finished (step {position.step}). To train longer add --epochs or --max-steps")
         return job.info.run_id
-    dataset = DetectionDataset(
-        job.data.records("train"), seed=config.seed, transform=build_transform(config.augmentation), drop_crowd=True
-    )
     recovery = RecoveryClock(config.checkpoint_every)
 
-    with stop_on_signals() as stop, LiveRun(job.store, job.info, publish=config.publish) as run, named_loss(run, job):
+    live = LiveRun(job.store, job.info, publish=config.publish, resumed=job.resumed)
+    with stop_on_signals() as stop, live as run, named_loss(run, job):
         log_beginning(run, job)
         say_where(job)
         for epoch in range(position.epoch + 1, config.epochs):
             batches = job.order.batches(epoch)[position.batches_done :]
-            loader = train_loader(dataset, batches, workers=config.workers, pin_memory=job.device.type == "cuda")
+            loader = train_loader(job.dataset, batches, workers=config.workers, pin_memory=job.device.type == "cuda")
             steps = engine.train_steps(
                 *(job.model, loader, job.optimizer, job.schedule, job.scaler),
                 steps_done=position.step,

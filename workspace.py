@@ -100,10 +100,9 @@ class RunFolder:
         return WorkspaceError(f"Run {self.run_id} is training now (process {process}). See it: python status.py")
 
     def training(self) -> str:
-        """running, interrupted or finished."""
-        if self.is_alive():
-            return "running"
-        return "finished" if self.state().get("state") == "finished" else "interrupted"
+        """running, interrupted, failed or finished."""
+        state = self.state().get("state")
+        return "running" if self.is_alive() else state if state in ("finished", "failed") else "interrupted"
 
 
 def whoami() -> dict[str, Any]:
@@ -211,7 +210,7 @@ def introduce(entry: dict[str, Any]) -> str:
     parts = [f"run {entry.get('run_name')} ({run[:8]})" if run else "a checkpoint without a run"]
     if isinstance(entry.get("epoch"), int):
         of = f" ({entry['epoch'] + 1} of {entry['epochs']})" if entry.get("epochs") else ""
-        parts.append(f"epoch {entry['epoch']}{of}")
+        parts.append(f"epoch {entry['epoch']}{of}" if entry["epoch"] >= 0 else f"step {entry.get('step')}, in epoch 0")
     if entry.get("dataset"):
         parts.append(f"trained on {entry['dataset']['name']}")
     if "val/AP" in (entry.get("metrics") or {}):
@@ -234,10 +233,9 @@ def usable(path: Path) -> Path:
     """`path`, or CheckpointError with its state and the command that mends it."""
     verdict = record.inspect(path)
     if verdict.state != "ready":
-        mend = "python restore.py RUN (python status.py names the runs)"
-        raise record.CheckpointError(
-            f"{path} is {verdict.state}: {verdict.detail}. Restore one: {mend}", verdict.exit_code
-        )
+        mend = "Restore one: python restore.py RUN (python status.py names the runs)"
+        code = 2 if verdict.state == "absent" else verdict.exit_code
+        raise record.CheckpointError(f"{path} is {verdict.state}: {verdict.detail}. {mend}", code)
     return path
 
 

@@ -74,6 +74,12 @@ def test_status_tells_the_truth_after_damage_and_restore_mends_it(trained, run_h
     assert run_here("status.py").returncode == 0
 
 
+def runs_in(trained: Trained) -> list[tuple[str, str]]:
+    """Every run that MLflow has, and its status."""
+    runs = stored(trained).client.search_runs([str(number) for number in range(3)])
+    return sorted((run.info.run_id, run.info.status) for run in runs)
+
+
 def flipped(content: bytes) -> bytes:
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
@@ -124,6 +130,14 @@ def test_infer_writes_a_line_an_image_and_names_what_fails(trained, coco_folder,
         assert (boxes >= 0).all() and (boxes[:, 2] <= line["width"]).all() and (boxes[:, 3] <= line["height"]).all()
 
 
+def test_resuming_a_finished_run_leaves_it_finished(trained, run_here):
+    before = runs_in(trained)
+    process = run_here("train.py", "--resume", "small")
+    assert (process.returncode, process.stdout) == (0, f"{trained.run_id}\n")
+    assert "is finished" in process.stderr
+    assert runs_in(trained) == before
+
+
 @pytest.mark.parametrize("name", ["train.py", "evaluate.py", "infer.py", "restore.py", "status.py"])
 def test_help_comes_without_the_heavy_libraries(name):
     code = f"import sys, runpy; sys.argv = [{name!r}, '--help']\ntry: runpy.run_path({name!r}, run_name='__main__')\n"
@@ -149,7 +163,10 @@ BAD_INPUT = {
     "run and checkpoint": (("evaluate.py", "--run", "small", "--checkpoint", "x.pth"), 2, "choose one"),
     "changed flag on resume": (("train.py", "--resume", "small", "--lr", "0.5"), 2, "--lr"),
     "no image": (("infer.py", "nothing-here-*.jpg"), 2, "nothing-here"),
-    "no checkpoint": (("infer.py", "{image}", "--checkpoint", "none.pth"), 1, "none.pth"),
+    "no checkpoint": (("infer.py", "{image}", "--checkpoint", "none.pth"), 2, "none.pth"),
+    "no backbone weights": (("train.py", *SMALL, "--weights", "backbone", "--backbone-weights", "x.pth"), 2, "x.pth"),
+    "unknown augmentation": (("train.py", "--augmentation", "banana"), 2, "dihedral"),
+    "unknown weights": (("train.py", *SMALL, "--weights", "banana"), 2, "banana"),
 }
 
 
@@ -165,12 +182,12 @@ def test_bad_input_is_one_message_and_the_right_code(case, trained, run_here, co
     image = next((coco_folder / "val").iterdir())
     places = {"file": tmp_path / "file", "empty": tmp_path / "empty", "other": tmp_path / "other", "image": image}
     (name, *arguments), code, named = BAD_INPUT[case]
-    before = sorted(trained.folder.glob("runs/*"))
+    before = sorted(trained.folder.glob("runs/*")), runs_in(trained)
     process = run_here(name, *(argument.format(**places) for argument in arguments))
     assert process.returncode == code, process.stderr
     assert named.format(**places) in process.stderr
     assert "Traceback" not in process.stderr and process.stdout == ""
-    assert sorted(trained.folder.glob("runs/*")) == before
+    assert (sorted(trained.folder.glob("runs/*")), runs_in(trained)) == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

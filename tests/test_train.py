@@ -119,6 +119,7 @@ def test_a_loss_that_is_no_number_names_its_images_and_fails_the_run(home, small
     (folder,) = workspace.run_folders()
     store = open_store()
     assert store.run(folder.run_id).status == "FAILED"
+    assert folder.training() == "failed"
     (artifact,) = store.client.list_artifacts(folder.run_id, "nonfinite")
     text = store.client.download_artifacts(folder.run_id, artifact.path, str(home))
     details = json.loads(Path(text).read_text())

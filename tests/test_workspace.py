@@ -226,9 +226,19 @@ def checkpoint(run_id: str | None, step: int, folder: Path) -> tuple[Path, dict]
     return path, record.describe(content) | {"sha256": sha256, "role": "best"}
 
 
-def published(run_id: str, step: int, *, how: str = "auto", replaceable: str | None = None) -> str:
+class Shelf:
+    """A store that has these checkpoints."""
+
+    def __init__(self, *checkpoints: StoredCheckpoint):
+        self.has = checkpoints
+
+    def checkpoints(self, run_id: str) -> list[StoredCheckpoint]:
+        return [one for one in self.has if one.run_id == run_id]
+
+
+def published(run_id: str, step: int, *, how: str = "auto", store: Shelf | None = None) -> str:
     path, entry = checkpoint(run_id, step, RunFolder(run_id).path)
-    return publish(path, entry, how=how, replaceable=replaceable)
+    return publish(path, entry, how=how, store=store or Shelf())
 
 
 def there() -> tuple[str | None, int | None]:
@@ -287,10 +297,11 @@ def test_a_live_runs_file_stays_unless_always_and_a_dead_ones_goes(hold):
 
 def test_what_was_seen_elsewhere_is_replaced_and_what_exists_only_here_is_kept():
     entry = restored("run-b", 5)
-    assert published("run-a", 10, replaceable=entry["sha256"]) == "published to models/faster_rcnn/checkpoint.pth"
+    shelf = Shelf(stored(0, 5, sha256=entry["sha256"], run_id="run-b"))
+    assert published("run-a", 10, store=shelf) == "published to models/faster_rcnn/checkpoint.pth"
     assert kept() == []
     restored("run-c", 6)
-    outcome = published("run-a", 20, replaceable="another")
+    outcome = published("run-a", 20, store=shelf)
     [aside] = kept()
     assert aside.name in outcome and "nowhere else" in outcome
     assert record.inspect(aside).entry["run_id"] == "run-c"
@@ -333,16 +344,6 @@ def test_moving_aside_loses_nothing_also_twice_in_a_second(tmp_path):
         move_aside(path)
 
 
-class Shelf:
-    """A store that has these checkpoints."""
-
-    def __init__(self, *checkpoints: StoredCheckpoint):
-        self.has = checkpoints
-
-    def checkpoints(self, run_id: str) -> list[StoredCheckpoint]:
-        return [one for one in self.has if one.run_id == run_id]
-
-
 def test_a_file_is_safe_elsewhere_by_its_hash_alone():
     _, entry = checkpoint("run-a", 10, RunFolder("run-a").path)
     assert publishing.is_safe_elsewhere(entry, Shelf())
@@ -374,7 +375,7 @@ def test_a_folder_without_permission_is_refused(tmp_path):
 
 def test_an_unusable_checkpoint_says_its_state_and_the_command_that_mends_it(tmp_path):
     path = tmp_path / "checkpoint.pth"
-    for prepare, exit_code, state in ((None, 1, "absent"), (path.touch, 3, "empty")):
+    for prepare, exit_code, state in ((None, 2, "absent"), (path.touch, 3, "empty")):
         if prepare:
             prepare()
         with pytest.raises(record.CheckpointError, match=rf"is {state}: .*restore.py") as caught:

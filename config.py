@@ -179,14 +179,20 @@ def resolved(config: TrainConfig, *, cores: int) -> tuple[TrainConfig, dict[str,
     weights = pick("weights", "backbone" if is_timm or config.backbone_weights else "coco")
     epochs = pick("epochs", 24)
     defaults = {
-        **{"model": model, "weights": weights},
+        "model": model,
+        "weights": weights,
         # Small batches spoil batch statistics, so pretrained ones are kept; v2 is defined with batch norm.
         "norm": "batch" if weights == "none" or model.endswith("_v2") else "frozen",
         "trainable_layers": None if is_timm else (6 if "mobilenet" in model else 5) if weights == "none" else 3,
-        **{"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "schedule": "multistep"},
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "schedule": "multistep",
         "lr": 0.00125 * batch_size if optimizer == "sgd" else 1e-4,
         "weight_decay": 1e-4 if optimizer == "sgd" else 0.05,
-        **{"warmup_steps": 500, "augmentation": "flip", "workers": min(4, cores)},
+        "warmup_steps": 500,
+        "augmentation": "flip",
+        "workers": min(4, cores),
     } | recipe
     if pick("schedule", defaults["schedule"]) == "multistep":
         defaults["milestones"] = (round(epochs * 2 / 3), round(epochs * 11 / 12))

@@ -110,7 +110,9 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     device = engine.choose_device(config.device)
     amp = engine.amp_dtype(settings.get("amp") or "off", device)
     scored = score(
-        *(engine.place(model, device, amp), records, data.classes),
+        engine.place(model, device, amp),
+        records,
+        data.classes,
         batch_size=config.batch_size or settings.get("batch_size") or 4,
         workers=loader_workers(config.workers, where),
         device=device,
@@ -118,9 +120,15 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         title=config.split,
     )
     report = {
-        **{"run_id": checkpoint.get("run_id"), "model_id": None, "epoch": checkpoint.get("epoch")},
-        **{"dataset": data.name, "fingerprint": data.fingerprint, "split": config.split, "images": len(records)},
-        **{"metrics": scored.metrics, "per_class": scored.per_class},
+        "run_id": checkpoint.get("run_id"),
+        "model_id": None,
+        "epoch": checkpoint.get("epoch"),
+        "dataset": data.name,
+        "fingerprint": data.fingerprint,
+        "split": config.split,
+        "images": len(records),
+        "metrics": scored.metrics,
+        "per_class": scored.per_class,
     }
     if not config.no_log:
         report |= log(store, report, checkpoint, sha256, data)

@@ -44,7 +44,11 @@ def main(config: StatusConfig) -> dict[str, Any]:
     entry = verdict.entry
     run_id = entry.get("run_id")
     report = {
-        **{"state": verdict.state, "reason": None, "detail": verdict.detail, "training": training, "path": str(path)},
+        "state": verdict.state,
+        "reason": None,
+        "detail": verdict.detail,
+        "training": training,
+        "path": str(path),
         **{key: entry.get(key) for key in ("run_id", "run_name", "experiment")},
         "tracking_uri": entry.get("tracking_uri") or uri,
         "run_status": run_status(run_id, entry.get("tracking_uri") or uri),

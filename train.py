@@ -45,7 +45,11 @@ def main(config: TrainConfig) -> str:
             batches = job.order.batches(epoch)[position.batches_done :]
             loader = train_loader(job.dataset, batches, workers=config.workers, pin_memory=job.device.type == "cuda")
             steps = engine.train_steps(
-                *(job.model, loader, job.optimizer, job.schedule, job.scaler),
+                job.model,
+                loader,
+                job.optimizer,
+                job.schedule,
+                job.scaler,
                 steps_done=position.step,
                 seed=config.seed,
                 device=job.device,
@@ -101,7 +105,9 @@ def validate_and_save(run: "LiveRun", job: "Job") -> None:
     if is_last or (position.epoch + 1) % config.evaluate_every == 0:
         started = time.monotonic()
         scored = score(
-            *(job.model, job.data.records("val"), job.data.classes),
+            job.model,
+            job.data.records("val"),
+            job.data.classes,
             batch_size=config.batch_size,
             workers=config.workers,
             device=job.device,

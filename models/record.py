@@ -157,8 +157,23 @@ def _contradiction(content: dict, entry: dict[str, Any]) -> Verdict | None:
 
 
 DESCRIBED = (
-    *("format", "run_id", "run_name", "experiment", "tracking_uri", "epoch", "epochs", "step", "batches_done", "role"),
-    *("metrics", "best", "classes", "architecture", "dataset", "evaluation", "code_version"),
+    "format",
+    "run_id",
+    "run_name",
+    "experiment",
+    "tracking_uri",
+    "epoch",
+    "epochs",
+    "step",
+    "batches_done",
+    "role",
+    "metrics",
+    "best",
+    "classes",
+    "architecture",
+    "dataset",
+    "evaluation",
+    "code_version",
 )
 
 
@@ -195,7 +210,10 @@ class _NotPlain(pickle.UnpicklingError):
 
 # Beside torch's own, what checkpoint.load accepts (pickles of protocol 2 say __builtin__).
 PLAIN_NAMES = {
-    *("collections.OrderedDict", "collections.Counter", "argparse.Namespace", "_codecs.encode"),
+    "collections.OrderedDict",
+    "collections.Counter",
+    "argparse.Namespace",
+    "_codecs.encode",
     *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "bytearray", "complex")),
 }
 

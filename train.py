@@ -227,7 +227,7 @@ def read() -> TrainConfig:
     asked = options.parse(TrainConfig)
     if asked.resume is None:
         return asked
-    from prepare import stored_config
+    from resuming import stored_config
     from tracking.store import open_store
 
     run_id = workspace.local_run(asked.resume)

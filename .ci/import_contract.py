@@ -13,7 +13,7 @@ LAYERS = (
     ("train",),
     ("evaluate", "infer", "restore", "status", "provenance"),
     ("prepare",),
-    ("live_run",),
+    ("live_run", "resuming"),
     ("publishing",),
     ("workspace",),
     ("config", "engine", "metrics", "figures", "tracking", "models", "data"),

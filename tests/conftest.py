@@ -110,12 +110,3 @@ class Trained:
         self.folder, self.run, self.process = folder, run, process
         self.run_id = process.stdout.strip()
         self.checkpoint = folder / "models" / "faster_rcnn" / "checkpoint.pth"
-
-
-@pytest.fixture
-def real_data() -> Path:
-    """The folder of real data sets that the environment variable REAL_DATA names."""
-    where = os.environ.get("REAL_DATA")
-    if not where:
-        pytest.skip("needs real data: set REAL_DATA to a folder with bccd/ and facemask/")
-    return Path(where)

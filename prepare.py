@@ -98,6 +98,7 @@ def prepare(config: TrainConfig) -> Job:
     position, code = Position(), environment.code_state(workspace.ROOT)
     if run_id:
         saved = resumable_checkpoint(store, run_id)
+        workspace.require_same_classes(saved, data.classes)
         position = restore(saved, model, optimizer, schedule, scaler)
         notes += differences(saved, data, code)
         say(receipt(saved, position))

@@ -77,10 +77,8 @@ def differences(saved: dict[str, Any], data: DetectionData, code: dict[str, Any]
 
 
 def receipt(saved: dict[str, Any], position: Position) -> str:
+    """What is restored, and from where."""
     where = f"after epoch {position.epoch}" if position.batches_done == 0 else f"in epoch {position.epoch + 1}"
-    return (
-        f"resuming run {saved['run_id']} {where}, step {position.step}: weights, optimizer, schedule, best so far "
-        f"({position.best['metric']} {position.best['value']:.4f} in epoch {position.best['epoch']})"
-        if position.best
-        else f"resuming run {saved['run_id']} {where}, step {position.step}: weights, optimizer, schedule"
-    )
+    best = position.best
+    best_so_far = f", best so far ({best['metric']} {best['value']:.4f} in {best['name']})" if best else ""
+    return f"resuming run {saved['run_id']} {where}, step {position.step}: weights, optimizer, schedule{best_so_far}"

@@ -154,6 +154,17 @@ def autocast(device: torch.device, amp: torch.dtype | None) -> contextlib.Abstra
     return contextlib.nullcontext() if amp is None else torch.autocast(device.type, dtype=amp)
 
 
+@contextlib.contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Compute with `count` CPU threads: another number adds in another order, which rounds differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def build_optimizer(
     model: nn.Module, name: str, *, lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:

@@ -109,16 +109,17 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     settings = checkpoint.get("evaluation") or {}
     device = engine.choose_device(config.device)
     amp = engine.amp_dtype(settings.get("amp") or "off", device)
-    scored = score(
-        engine.place(model, device, amp),
-        records,
-        data.classes,
-        batch_size=config.batch_size or settings.get("batch_size") or 4,
-        workers=loader_workers(config.workers, where),
-        device=device,
-        amp=amp,
-        title=config.split,
-    )
+    with engine.cpu_threads(threads_as_in(settings)):
+        scored = score(
+            engine.place(model, device, amp),
+            records,
+            data.classes,
+            batch_size=config.batch_size or settings.get("batch_size") or 4,
+            workers=loader_workers(config.workers, where),
+            device=device,
+            amp=amp,
+            title=config.split,
+        )
     report = {
         "run_id": checkpoint.get("run_id"),
         "model_id": None,
@@ -137,6 +138,17 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         for name, content in files.items():
             record.write_json(config.output / f"{name}.json", content)
     return report
+
+
+def threads_as_in(training: dict[str, Any]) -> int:
+    """Training's number of CPU threads, where this machine has as many cores."""
+    import torch
+
+    threads, cores = training.get("threads") or torch.get_num_threads(), os.cpu_count() or 1
+    if threads <= cores:
+        return threads
+    say(f"note: training used {threads} CPU threads, this machine has {cores} cores: the last decimals may differ")
+    return torch.get_num_threads()
 
 
 def loader_workers(asked: int | None, where: str) -> int:

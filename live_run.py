@@ -39,7 +39,7 @@ class RunInfo:
     classes: tuple[str, ...]
     architecture: dict[str, Any]
     dataset: dict[str, Any]  # name, fingerprint, split_fingerprints
-    evaluation: dict[str, Any]  # what the validation score depends on: batch_size, amp
+    evaluation: dict[str, Any]  # what the validation score depends on: batch_size, amp, threads
     epochs: int
     total_steps: int
     code_version: str | None

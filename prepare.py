@@ -100,7 +100,7 @@ def prepare(config: TrainConfig) -> Job:
         saved = resumable_checkpoint(store, run_id)
         workspace.require_same_classes(saved, data.classes)
         position = restore(saved, model, optimizer, schedule, scaler)
-        notes += differences(saved, data, code)
+        notes += differences(saved, data, code, threads=torch.get_num_threads())
         say(receipt(saved, position))
     for note in notes:
         say(note)
@@ -261,7 +261,7 @@ def run_info(
             "fingerprint": data.fingerprint,
             "split_fingerprints": {split: data.split_fingerprint(split) for split in data.splits},
         },
-        evaluation={"batch_size": config.batch_size, "amp": config.amp},
+        evaluation={"batch_size": config.batch_size, "amp": config.amp, "threads": torch.get_num_threads()},
         epochs=config.epochs,
         total_steps=plan.last_step,
         code_version=code["commit"],

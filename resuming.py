@@ -64,7 +64,7 @@ def restore(saved: dict[str, Any], model, optimizer, schedule, scaler) -> Positi
     return Position(**{key: saved[key] for key in ("epoch", "step", "batches_done", "best", "metrics")})
 
 
-def differences(saved: dict[str, Any], data: DetectionData, code: dict[str, Any]) -> list[str]:
+def differences(saved: dict[str, Any], data: DetectionData, code: dict[str, Any], *, threads: int) -> list[str]:
     """What is not as it was when the checkpoint was written."""
     notes = []
     if saved["dataset"]["fingerprint"] != data.fingerprint:
@@ -73,6 +73,12 @@ def differences(saved: dict[str, Any], data: DetectionData, code: dict[str, Any]
         )
     if saved["code_version"] != code["commit"]:
         notes.append(f"note: the code changed since (commit {saved['code_version']} → {code['commit']})")
+    before = saved["evaluation"].get("threads", threads)
+    if before != threads:
+        notes.append(
+            f"note: {before} CPU threads then, {threads} now: the run goes on rightly, but equals an uninterrupted one "
+            f"bit for bit only with OMP_NUM_THREADS={before}"
+        )
     return notes
 
 

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 import config as options
+import engine
+import evaluate
 import publishing
 import train
 import workspace
 from config import TrainConfig
+from evaluate import EvaluateConfig
 from models.checkpoint import load
 from tests.conftest import SMALL
 
@@ -146,3 +149,23 @@ def test_a_worker_count_or_a_second_run_in_the_process_changes_nothing(home, sma
     runs = [train.main(replace(small, max_steps=3, workers=workers, augmentation="strong")) for workers in (0, 2)]
     first, second = map(last_checkpoint, runs)
     assert equal(first["model_state_dict"], second["model_state_dict"])
+
+
+def test_scoring_takes_trainings_number_of_threads_and_resuming_says_another(home, small, monkeypatch, capfd):
+    """Sums in another order round differently; in bf16 that moved a real AP by 2e-4."""
+    with engine.cpu_threads(1):
+        run_id = train.main(replace(small, amp="bf16", max_steps=4))
+    logged = last_checkpoint(run_id)["metrics"]["val/AP"]
+    real_predict, threads = engine.predict, []
+
+    def noting(*arguments, **keywords):
+        threads.append(torch.get_num_threads())
+        return real_predict(*arguments, **keywords)
+
+    monkeypatch.setattr(engine, "predict", noting)
+    with engine.cpu_threads(2):
+        report = evaluate.main(EvaluateConfig(run=run_id, no_log=True))
+        assert (threads, torch.get_num_threads()) == ([1], 2)
+        train.main(replace(small, resume=run_id, amp="bf16", max_steps=5))
+    assert report["metrics"]["AP"] == pytest.approx(logged, abs=1e-6)
+    assert "1 CPU threads then, 2 now" in capfd.readouterr().err

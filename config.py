@@ -154,7 +154,7 @@ GENERATED = {
     "fpn_channels": 64,
     "roi_samples": 64,
     "proposals": 200,
-    "epochs": 5,
+    "epochs": 4,
     "batch_size": 4,
     "optimizer": "adamw",
     "lr": 2e-3,

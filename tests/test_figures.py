@@ -1,0 +1,32 @@
+"""Drawn detections: where the boxes are, in which colours, and at which size."""
+
+import numpy as np
+
+import figures
+
+
+def drawn(height: int, width: int, boxes: list, labels: list[int], texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    image = np.full((height, width, 3), 128, dtype=np.uint8)
+    before = image.copy()
+    result = figures.draw(image, np.array(boxes, dtype=np.float32), np.array(labels), texts)
+    assert (image == before).all()
+    return image, result
+
+
+def test_boxes_lie_where_they_should_and_labels_have_their_colours():
+    _, result = drawn(600, 800, [[100, 200, 300, 400], [500, 200, 700, 400]], [1, 2], ["a", "b"])
+    assert result.shape == (600, 800, 3)
+    first, second = result[300, 100], result[300, 500]  # on the left edges
+    assert (first != 128).any() and (second != 128).any() and (first != second).any()
+    assert (result[300, 200] == 128).all() and (result[550, 400] == 128).all()  # inside, and far off
+
+
+def test_small_images_are_drawn_enlarged_with_their_boxes():
+    _, result = drawn(96, 128, [[32, 24, 96, 72]], [1], ["a"])
+    assert result.shape == (4 * 96, 4 * 128, 3)
+    assert (result[4 * 48, 4 * 32] != 128).any() and (result[4 * 48, 4 * 64] == 128).all()
+
+
+def test_an_image_without_detections_stays_as_it_is():
+    image, result = drawn(500, 400, [], [], [])
+    assert (result == image).all()

@@ -19,7 +19,7 @@ from workspace import RunFolder
 class StatusConfig:
     """Say what lies at models/faster_rcnn, what ran here, and what to do next.
 
-    Exit code 0: ready, 1: absent, 3: damaged, 4: incompatible.
+    Exit code 0: ready, 1: absent, 3: damaged, 4: incompatible, 6: the store that --remote or --sync needs is away.
     """
 
     checkpoint: Path = workspace.PUBLISHED
@@ -28,6 +28,8 @@ class StatusConfig:
     """Print JSON instead of a report."""
     verify: bool = False
     """Hash the file even when its size and time are as recorded."""
+    remote: bool = False
+    """Ask the store through mlflow, for as long as it takes (without: what it answers within 0.3 s)."""
     sync: bool = False
     """First send to MLflow what it has not yet got, and mark dead runs KILLED."""
 
@@ -51,12 +53,12 @@ def main(config: StatusConfig) -> dict[str, Any]:
         "path": str(path),
         **{key: entry.get(key) for key in ("run_id", "run_name", "experiment")},
         "tracking_uri": entry.get("tracking_uri") or uri,
-        "run_status": run_status(run_id, entry.get("tracking_uri") or uri),
+        "run_status": run_status(run_id, entry.get("tracking_uri") or uri, config.remote),
         **{key: entry.get(key) for key in ("epoch", "epochs", "step", "metrics", "architecture", "classes", "dataset")},
         **{key: entry.get(key) for key in ("sha256", "size_bytes", "resumable", "role")},
         **{
             "pinned": bool(entry.get("pinned")),
-            "best": best_known(recorded_run(path), folders, uri),
+            "best": best_known(recorded_run(path), folders, uri, config.remote),
             "unsent": unsent(folders),
         },
     }
@@ -93,9 +95,22 @@ def training_state(folders: list[RunFolder]) -> dict[str, Any]:
     return {"state": chosen.training(), "run_id": chosen.run_id} | known
 
 
-def run_status(run_id: str | None, uri: str) -> str | None:
-    """The run's status in MLflow where that is cheap to ask."""
-    found = peek.peek_run(uri, run_id) if run_id else None
+def asked(uri: str, thoroughly: bool) -> tuple[Any, Any]:
+    """What answers questions on a store, and what it takes to name the store: a glance, or mlflow itself."""
+    if not thoroughly:
+        return peek, uri
+    from tracking import ask
+    from tracking.store import open_store
+
+    return ask, open_store(workspace.ROOT, uri)
+
+
+def run_status(run_id: str | None, uri: str, thoroughly: bool) -> str | None:
+    """The run's status in MLflow, where the store knows it."""
+    if run_id is None:
+        return None
+    look, store = asked(uri, thoroughly)
+    found = look.peek_run(store, run_id)
     return found["status"] if found else None
 
 
@@ -104,14 +119,15 @@ def recorded_run(path: Path) -> str | None:
     return (record.read_record(path).get("current") or {}).get("run_id")
 
 
-def best_known(recorded: str | None, folders: list[RunFolder], uri: str) -> dict[str, Any] | None:
+def best_known(recorded: str | None, folders: list[RunFolder], uri: str, thoroughly: bool) -> dict[str, Any] | None:
     """The best checkpoint of the run last put at models/faster_rcnn, else of the newest run here or in the store."""
     for folder in sorted(folders, key=lambda folder: folder.run_id != recorded):
         best = folder.state().get("best")
         if best:
             return {"run_id": folder.run_id} | {key: best.get(key) for key in ("epoch", "metric", "value")}
-    for run in peek.newest_runs(uri, 20) or []:
-        found = peek.peek_checkpoints(uri, run["run_id"])
+    look, store = asked(uri, thoroughly)
+    for run in look.newest_runs(store, 20) or []:
+        found = look.peek_checkpoints(store, run["run_id"])
         if found and found.get("best"):
             return {"run_id": run["run_id"]} | found["best"]
     return None

@@ -46,6 +46,7 @@ def test_the_run_in_mlflow_is_whole(trained):
 def test_status_is_ready_and_names_the_run(trained):
     report = json.loads(trained.run("status.py", "--json").stdout)
     assert (report["state"], report["run_id"], report["run_status"]) == ("ready", trained.run_id, "FINISHED")
+    assert json.loads(trained.run("status.py", "--json", "--remote").stdout) == report
     assert report["training"]["state"] == "finished"
     assert report["classes"] == ["circle", "square", "star", "triangle"]
     assert report["unsent"]["operations"] == 0

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tracking import peek
+from tracking import ask, peek
 from tracking.journal import Journal
 from tracking.run import TrackedRun, metric_name
 from tracking.sender import Sender, sync
@@ -368,7 +368,8 @@ def test_an_evaluation_is_linked_to_its_checkpoint(store, started):
     assert [entry.path for entry in store.client.list_artifacts(run_id)] == ["report.json"]
     unlinked = store.log_evaluation({"eval/x/val/AP": 0.1}, experiment="blood", source_run_id="elsewhere")
     assert store.run(unlinked).metrics == {"eval/x/val/AP": 0.1}
-    assert [run["run_id"] for run in peek.newest_runs(store.uri)] == [started.run_id]
+    for newest in (peek.newest_runs(store.uri), ask.newest_runs(store)):
+        assert [run["run_id"] for run in newest] == [started.run_id]
 
 
 def test_a_peek_agrees_with_the_store_and_is_quick(store, started):
@@ -384,6 +385,9 @@ def test_a_peek_agrees_with_the_store_and_is_quick(store, started):
     expected = {"model_id": best.model_id, "name": "epoch-001", "epoch": 1, "metric": "val/AP", "value": 0.5}
     assert checkpoints == {"count": 2, "best": expected}
     assert newest == [run]
+    assert ask.peek_run(store, started.run_id) == run
+    assert (ask.peek_checkpoints(store, started.run_id), ask.newest_runs(store)) == (checkpoints, newest)
+    assert ask.peek_run(store, "f" * 32) is None
     assert peek.peek_run(store.uri, "f" * 32) is None
     assert peek.newest_runs("sqlite:////nowhere/mlflow.db") is None
     (store.root / "broken.db").write_text("not a database")

@@ -112,6 +112,13 @@ class Store:
             run = self.client.get_run(run_id)
             return stored_run(run, self.client.get_experiment(run.info.experiment_id).name)
 
+    def newest_runs(self, limit: int) -> list[StoredRun]:
+        """The newest runs of all experiments, newest first."""
+        with failures(self.uri, "its newest runs"):
+            names = {one.experiment_id: one.name for one in self.client.search_experiments()}
+            found = self.client.search_runs(list(names), max_results=limit, order_by=["start_time DESC"])
+            return [stored_run(run, names[run.info.experiment_id]) for run in found]
+
     # -- checkpoints
 
     def checkpoints(self, run_id: str, *, metric: str = "val/AP") -> list[StoredCheckpoint]:

@@ -53,7 +53,7 @@ class TrainConfig:
     backbone_weights: File = None
     """A file with classification weights for the backbone (nothing is downloaded then)."""
     trainable_layers: Int = None
-    """Backbone stages that train, counted from the last. [3 after pretraining, all otherwise]"""
+    """Backbone stages that train, counted from the last. [torchvision's models 3 after pretraining; all otherwise]"""
     norm: Annotated[Literal["frozen", "batch"] | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Batch norm of the backbone: frozen statistics, or trained. [frozen after pretraining]"""
     image_min_size: Int = None
@@ -107,7 +107,7 @@ class TrainConfig:
     evaluate_every: int = 1
     """Epochs between validations; the last epoch is always validated."""
     best_metric: str = "val/AP"
-    """The logged metric that makes a checkpoint the best (lower is better for losses)."""
+    """The validation metric that makes a checkpoint the best; the higher the better."""
     checkpoint_every: str = "10m"
     """Also write the resumable last.pth in mid-epoch: 500 (steps) or 10m (minutes)."""
     publish: Literal["auto", "always", "never"] = "auto"
@@ -138,6 +138,8 @@ class TrainConfig:
             raise ConfigError(f"--image-min-size {self.image_min_size} is above --image-max-size {self.image_max_size}")
         if self.backbone_weights is not None and self.weights not in (None, "none", "backbone"):
             raise ConfigError(f"--backbone-weights and --weights {self.weights} both give the backbone: choose one")
+        if not self.experiment.strip():
+            raise ConfigError("--experiment needs a name")
         parse_interval(self.checkpoint_every)
         for pair in self.tag:
             if not pair.partition("=")[0] or "=" not in pair:
@@ -200,7 +202,7 @@ def resolved(config: TrainConfig, *, cores: int) -> tuple[TrainConfig, dict[str,
     return replace(config, **chosen), chosen
 
 
-MAY_CHANGE = ("epochs", "max_steps", "device", "workers", "checkpoint_every", "publish", "resume", "tag", "run_name")
+MAY_CHANGE = ("epochs", "max_steps", "device", "workers", "checkpoint_every", "publish", "resume", "tag")
 
 
 def for_resume(stored: TrainConfig, asked: TrainConfig) -> TrainConfig:
@@ -214,6 +216,11 @@ def for_resume(stored: TrainConfig, asked: TrainConfig) -> TrainConfig:
         told = ", ".join(f"{flag(name)} ({getattr(stored, name)} → {getattr(asked, name)})" for name in refused)
         raise ConfigError(f"A resumed run keeps its configuration; these cannot change: {told}. Start a new run")
     return asked
+
+
+def absolute(data: str) -> str:
+    """`--data` as it means the same from every folder."""
+    return data if data == "generated" else str(Path(data).expanduser().absolute())
 
 
 def flag(name: str) -> str:
@@ -250,6 +257,8 @@ def from_plain(values: dict[str, Any]) -> TrainConfig:
 def parse(options: type, arguments: Sequence[str] | None = None, default: Any = None) -> Any:
     """The options from the command line; tyro prints usage errors and exits with 2."""
     extra = {} if default is None else {"default": default}
+    if "" in (sys.argv[1:] if arguments is None else arguments):
+        raise ConfigError("One of the arguments is empty: is a shell variable not set?")
     # No "no-…" twins and no colours in pipes: the help stays one line an option.
     marks = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
     return tyro.cli(options, args=arguments, config=marks, **extra)

@@ -201,6 +201,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "cpu" and device.index:  # which torch takes for the one CPU
+            raise RuntimeError("there is one CPU")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise DeviceError(f"--device {name}: {str(error).splitlines()[0]}. This machine has: {_devices()}") from error

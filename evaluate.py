@@ -10,6 +10,7 @@ import config as options
 import workspace
 from models import record
 from progress import Progress, say
+from tracking.errors import StoreError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,9 @@ class EvaluateConfig:
     def __post_init__(self):
         if self.run is not None and self.checkpoint is not None:
             raise options.ConfigError("--run and --checkpoint both say what to score: choose one")
+        workspace.require_run_for(self)
+        if self.workers is not None and self.workers < 0:
+            raise options.ConfigError(f"--workers must not be negative, not {self.workers}")
         if self.batch_size is not None and self.batch_size < 1:
             raise options.ConfigError(f"--batch-size must be above 0, not {self.batch_size}")
 
@@ -93,7 +97,13 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
 
     if config.output is not None:
         workspace.require_writable(config.output)
-    store = None if config.run is None and config.no_log else open_store(workspace.ROOT)
+    store = None
+    if config.run is not None or not config.no_log:
+        try:
+            store = open_store(workspace.ROOT, must_exist=config.run is not None)
+        except StoreError as error:
+            hint = "" if config.run else "\nOr score without logging: --no-log"
+            raise StoreError(f"{error}{hint}") from error
     with workspace.checkpoint_file(store, config) as path:
         model, checkpoint = workspace.load_detector(path)
         sha256 = record.file_sha256(path)
@@ -101,14 +111,14 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     where = config.data or (checkpoint.get("config") or {}).get("data")
     if where is None:
         raise options.ConfigError("This checkpoint does not say what it was trained on: give --data PATH")
-    data = open_data(where)
+    data = open_data(where).with_classes_in_order(checkpoint["classes"])
     say("\n".join(data.describe()))
     records = data.records(config.split)
     workspace.require_same_classes(checkpoint, data.classes)
     say_if_changed(checkpoint, data, config)
     settings = checkpoint.get("evaluation") or {}
     device = engine.choose_device(config.device)
-    amp = engine.amp_dtype(settings.get("amp") or "off", device)
+    amp = engine.amp_dtype(precision_as_in(settings, device.type), device)
     with engine.cpu_threads(threads_as_in(settings)):
         scored = score(
             engine.place(model, device, amp),
@@ -130,13 +140,17 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         "images": len(records),
         "metrics": scored.metrics,
         "per_class": scored.per_class,
+        "evaluation_run_id": None,
     }
-    if not config.no_log:
-        report |= log(store, report, checkpoint, sha256, data)
     if config.output is not None:
         files = {"detections": scored.results, "ground_truth": scored.ground_truth, "metrics": report}
         for name, content in files.items():
             record.write_json(config.output / f"{name}.json", content)
+    if not config.no_log:
+        try:
+            report |= log(store, report, checkpoint, sha256, data)
+        except StoreError as error:  # the score is there all the same
+            say(f"error: the evaluation is not in MLflow: {error}")
     return report
 
 
@@ -149,6 +163,15 @@ def threads_as_in(training: dict[str, Any]) -> int:
         return threads
     say(f"note: training used {threads} CPU threads, this machine has {cores} cores: the last decimals may differ")
     return torch.get_num_threads()
+
+
+def precision_as_in(training: dict[str, Any], device: str) -> str:
+    """Training's precision, where this device has it."""
+    name = training.get("amp") or "off"
+    if name == "fp16" and device == "cpu":
+        say("note: validated in fp16, which this device does not have: scored in fp32")
+        return "off"
+    return name
 
 
 def loader_workers(asked: int | None, where: str) -> int:
@@ -198,7 +221,7 @@ def table(report: dict[str, Any]) -> str:
 def script(config: EvaluateConfig) -> int:
     report = main(config)
     print(json.dumps(report) if config.json else table(report))
-    return 0
+    return 0 if config.no_log or report["evaluation_run_id"] else StoreError.exit_code
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Detect objects in images with a checkpoint: JSON lines on stdout, drawn images in a folder."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ class InferConfig:
             raise options.ConfigError("Give images, folders or patterns: python infer.py SOURCE …")
         if self.run is not None and self.checkpoint is not None:
             raise options.ConfigError("--run and --checkpoint both say what to use: choose one")
+        workspace.require_run_for(self)
         if not 0 <= self.score_threshold <= 1:
             raise options.ConfigError(f"--score-threshold must be in 0..1, not {self.score_threshold}")
         if self.batch_size < 1:
@@ -55,9 +57,13 @@ def main(config: InferConfig) -> Iterator[dict[str, Any]]:
     from tracking.store import open_store
 
     files = image_files(config.sources)
+    names = drawn_names(files)
     if config.output is not None:
         workspace.require_writable(config.output)
-    store = open_store(workspace.ROOT) if config.run else None
+        overwritten = [file for file in files if (config.output / names[file]).resolve() == file.resolve()]
+        if overwritten:
+            raise workspace.WorkspaceError(f"--output {config.output} would overwrite {overwritten[0]}: choose another")
+    store = open_store(workspace.ROOT, must_exist=True) if config.run else None
     with workspace.checkpoint_file(store, config) as path:
         model, checkpoint = workspace.load_detector(path)
     say(f"detecting with {workspace.introduce(checkpoint)}")
@@ -76,7 +82,7 @@ def main(config: InferConfig) -> Iterator[dict[str, Any]]:
                 if file in failed:
                     yield {"image": str(file), "error": failed[file]}
                     continue
-                yield result(file, images[file], detections[file], checkpoint["classes"], config)
+                yield result(file, images[file], detections[file], checkpoint["classes"], config, names[file])
 
 
 def image_files(sources: Sequence[str]) -> list[Path]:
@@ -117,14 +123,23 @@ def read_images(files: Sequence[Path]) -> tuple[dict[Path, Any], dict[Path, str]
     return images, failed
 
 
-def result(file: Path, image: Any, found: Any, classes: Sequence[str], config: InferConfig) -> dict[str, Any]:
+def drawn_names(files: Sequence[Path]) -> dict[Path, str]:
+    """A file name of its own for each drawn image: the image's, with its folders before it where others share it."""
+    stems = Counter(file.stem for file in files)
+    whole = {file: "_".join(file.absolute().parts[1:]) for file in files}
+    return {file: f"{file.stem if stems[file.stem] == 1 else whole[file]}.png" for file in files}
+
+
+def result(
+    file: Path, image: Any, found: Any, classes: Sequence[str], config: InferConfig, drawn_name: str
+) -> dict[str, Any]:
     """One image's result; draws it too when asked."""
     kept = found.scores >= config.score_threshold
     boxes, labels, scores = found.boxes[kept], found.labels[kept], found.scores[kept]
     names = [classes[label - 1] for label in labels]
     if config.output is not None:
         draw_to(
-            config.output / f"{file.stem}.png",
+            config.output / drawn_name,
             image,
             boxes,
             labels,

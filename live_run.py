@@ -42,35 +42,47 @@ class RunInfo:
     evaluation: dict[str, Any]  # what the validation score depends on: batch_size, amp, threads
     epochs: int
     total_steps: int
+    steps_per_epoch: int
     code_version: str | None
 
     def in_checkpoint(self) -> dict[str, Any]:
         keys = ("run_id", "run_name", "experiment", "tracking_uri", "config", "architecture", "dataset", "evaluation")
         values = {key: getattr(self, key) for key in keys}
-        return values | {"classes": list(self.classes), "epochs": self.epochs, "code_version": self.code_version}
+        counts = {"epochs": self.epochs, "steps_per_epoch": self.steps_per_epoch}
+        return values | counts | {"classes": list(self.classes), "code_version": self.code_version}
 
 
 class LiveRun:
     """A context manager: leaving it ends the run truthfully (FINISHED, KILLED or FAILED) and delivers the rest."""
 
     def __init__(self, store: Any, info: RunInfo, *, publish: str, resumed: bool):
-        from tracking.run import TrackedRun
-
         self.store, self.info, self.how_to_publish, self.resumed = store, info, publish, resumed
         self.folder = RunFolder(info.run_id)
         self.stack = ExitStack()
-        self.stack.enter_context(self.folder.locked())
-        self.tracked = TrackedRun(self.folder.path, info.run_id)
-        self.first_new_step = self.tracked.journal.last_step() + 1
         self.position: dict[str, Any] = {}
         self.state_written = 0.0
-        self.sender: Any = None
 
     def __enter__(self) -> "LiveRun":
+        try:
+            self.stack.enter_context(self.folder.locked())
+            self._begin()
+        except workspace.WorkspaceError:  # another process has the run
+            raise
+        except BaseException:  # the MLflow run is there already, and must not stay RUNNING for ever
+            with self.stack:
+                self.store.end(self.info.run_id, "KILLED" if self.resumed else "FAILED")
+            raise
+        return self
+
+    def _begin(self) -> None:
+        from tracking.run import TrackedRun
         from tracking.sender import Sender
 
         info = self.info
+        self.tracked = TrackedRun(self.folder.path, info.run_id)
+        self.first_new_step = self.tracked.journal.last_step() + 1
         if self.resumed:
+            self.first_new_step = max(self.first_new_step, self.store.last_train_step(info.run_id) + 1)
             self.store.resume_run(info.run_id)
         self.folder.update(
             **info.in_checkpoint() | workspace.whoami(),
@@ -82,7 +94,6 @@ class LiveRun:
         )
         self.sender = Sender(self.folder.path, self.store, heartbeat=self.heartbeat)
         self.sender.start()
-        return self
 
     def heartbeat(self) -> dict[str, Any]:
         return {key: self.position.get(key) for key in ("epoch", "step")}
@@ -105,6 +116,11 @@ class LiveRun:
 
         return save(checkpoint, self.folder.last)
 
+    def has_checkpoint(self, name: str) -> bool:
+        """Whether that checkpoint is on its way to the store, or there."""
+        stored = self.store.checkpoints(self.info.run_id)
+        return self.tracked.journal.has_checkpoint(name) or any(one.name == name for one in stored)
+
     def log_checkpoint(self, name: str, checkpoint: dict[str, Any], scores: dict[str, float]) -> None:
         """Save a finished epoch's checkpoint, queue it for MLflow, and publish it when it is the best so far."""
         sha256 = self.save_last(checkpoint)
@@ -115,7 +131,7 @@ class LiveRun:
                 self.folder.last,
                 sha256=sha256,
                 step=checkpoint["step"],
-                metrics=scores | {"epoch": float(checkpoint["epoch"])},
+                metrics=scores,
                 params={"architecture": self.info.architecture["builder"], "dataset": self.info.dataset["name"]},
                 tags={"epoch": str(checkpoint["epoch"])},
                 dataset=(f"{self.info.dataset['name']}-val", digest),
@@ -145,7 +161,7 @@ class LiveRun:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         with self.stack:  # the lock goes last, whatever happens here
             self._end(error)
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 message = f"The disk is full: {error}. Free some, then: {self.resume_command}"
                 raise workspace.WorkspaceError(message, exit_code=5) from error
 
@@ -159,7 +175,10 @@ class LiveRun:
         try:
             state = {"FINISHED": "finished", "KILLED": "interrupted", "FAILED": "failed"}[status]
             self.folder.update(
-                **self.position, state=state, ended=datetime.now().astimezone().isoformat(timespec="seconds")
+                **self.position,
+                state=state,
+                error=error and str(error)[:500],
+                ended=datetime.now().astimezone().isoformat(timespec="seconds"),
             )
             if error is not None:
                 self.tracked.tags({"resumable": str(self.folder.last.exists()).lower(), "ended_by": str(error)[:500]})
@@ -172,12 +191,13 @@ class LiveRun:
     def description(self, status: str) -> str:
         """The run's note in the MLflow UI: the result and what to type next."""
         info, best = self.info, self.position.get("best")
+        by = f" --metric {best['metric']}" if best and best["metric"] != "val/AP" else ""
         result = f"best {best['metric']} **{best['value']:.4f}** in {best['name']}" if best else "no validation yet"
         lines = [
             f"{info.architecture['builder']} on {info.dataset['name']} ({', '.join(info.classes)}): {result}.",
             f"{status.lower()} at step {self.position.get('step', 0)} of {info.total_steps}.",
-            f"- restore its best: `python restore.py {info.run_id}`",
-            f"- score it: `python evaluate.py --run {info.run_id}`",
+            f"- restore its best: `python restore.py {info.run_id}{by}`",
+            f"- score it: `python evaluate.py --run {info.run_id}{by}`",
             f"- resume it: `{self.resume_command}`",
         ]
         return "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:])
@@ -187,6 +207,11 @@ class LiveRun:
         delivered = self.sender.finish(seconds)
         self.sender.stop()
         unsent = self.tracked.journal.unsent()
+        if unsent["refused"]:
+            refused = self.folder.path / "journal.refused.jsonl"
+            say(
+                f"MLflow refused {unsent['refused']} operations for good: they are kept, with its reasons, in {refused}"
+            )
         if delivered or not unsent["operations"]:
             return
         waited = duration(time.monotonic() - began)

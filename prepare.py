@@ -70,7 +70,8 @@ def prepare(config: TrainConfig) -> Job:
     store = open_store(workspace.ROOT)
     say(f"tracking: {store.uri}")
     for dead in workspace.end_dead_runs(store):
-        say(f"run {dead} had died; it is marked KILLED. Continue it: python train.py --resume {dead}")
+        say(f"run {dead.run_id} had died; it is marked KILLED; {dead.continuation()}")
+    config = replace(config, data=options.absolute(config.data))
     run_id = (workspace.local_run(config.resume) or store.find_run(config.resume)) if config.resume else None
     if run_id:
         workspace.RunFolder(run_id).require_idle()
@@ -99,6 +100,7 @@ def prepare(config: TrainConfig) -> Job:
     if run_id:
         saved = resumable_checkpoint(store, run_id)
         workspace.require_same_classes(saved, data.classes)
+        require_same_steps(saved, plan)
         position = restore(saved, model, optimizer, schedule, scaler)
         notes += differences(saved, data, code, threads=torch.get_num_threads())
         say(receipt(saved, position))
@@ -127,6 +129,18 @@ def prepare(config: TrainConfig) -> Job:
     )
 
 
+def require_same_steps(saved: dict[str, Any], plan: Plan) -> None:
+    """WorkspaceError when the position of the checkpoint means nothing on today's data, or lies past the end."""
+    before = saved.get("steps_per_epoch", plan.steps_per_epoch)
+    if before != plan.steps_per_epoch:
+        raise workspace.WorkspaceError(
+            f"An epoch had {before} steps and has {plan.steps_per_epoch} with today's data: the run cannot continue. "
+            f"Start a new one from its weights: python train.py --weights {saved['run_id']} --data …"
+        )
+    if saved["step"] > plan.last_step:
+        raise workspace.WorkspaceError(f"The run is at step {saved['step']} already, past step {plan.last_step}")
+
+
 def named(defects: list[Any], most: int = 10) -> list[str]:
     """The first defects by file and object, and how many more there are."""
     more = [f"  … and {len(defects) - most} more: data/report.txt of the run"] if len(defects) > most else []
@@ -135,6 +149,9 @@ def named(defects: list[Any], most: int = 10) -> list[str]:
 
 def require_metric(name: str, data: DetectionData) -> None:
     """ConfigError before training when validation will never log `name`."""
+    for split in ("train", "val"):
+        if not any(len(record.boxes) for record in data.records(split)):
+            raise options.ConfigError(f"No image of {split!r} has a box: there is nothing to learn or to score")
     truth = metrics.coco_ground_truth(data.records("val"), data.classes)
     scores = validation_metrics(metrics.coco_metrics(truth, []))
     if name not in scores:
@@ -203,8 +220,7 @@ def checkpoint_named(word: str, store: Store) -> dict[str, Any]:
     if Path(word).is_file():
         return checkpoints.load(Path(word))
     with tempfile.TemporaryDirectory(prefix="weights-") as folder:
-        run_id = store.find_run(word)
-        path, _ = workspace.fetch(store, run_id, "best", "val/AP", Path(folder) / "checkpoint.pth")
+        path, _ = workspace.fetch(store, word, "best", "val/AP", Path(folder) / "checkpoint.pth")
         return checkpoints.load(path)
 
 
@@ -244,6 +260,7 @@ def run_info(
 ) -> RunInfo:
     """The run's lasting facts; creates the MLflow run unless one is resumed."""
     if run_id is None:
+        workspace.require_writable(workspace.RUNS, mend="Make it writable")
         tags = dict(pair.split("=", 1) for pair in config.tag)
         run_id, run_name = store.create_run(config.experiment, config.run_name, tags)
     else:
@@ -264,6 +281,7 @@ def run_info(
         evaluation={"batch_size": config.batch_size, "amp": config.amp, "threads": torch.get_num_threads()},
         epochs=config.epochs,
         total_steps=plan.last_step,
+        steps_per_epoch=plan.steps_per_epoch,
         code_version=code["commit"],
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import workspace
 from models import record
-from workspace import RunFolder, WorkspaceError
+from workspace import RunFolder
 
 
 def is_safe_elsewhere(entry: dict[str, Any], store: Any) -> bool:
@@ -20,8 +20,9 @@ def is_safe_elsewhere(entry: dict[str, Any], store: Any) -> bool:
     if last.exists() and record.file_sha256(last) == entry["sha256"]:
         return True
     try:
-        return any(one.sha256 == entry["sha256"] for one in store.checkpoints(entry["run_id"]))
-    except RuntimeError:  # a store that does not answer has not said yes
+        same = [one for one in store.checkpoints(entry["run_id"]) if one.sha256 == entry["sha256"]]
+        return any(store.holds(one) for one in same)
+    except (RuntimeError, OSError):  # a store that does not answer has not said yes
         return False
 
 
@@ -29,8 +30,6 @@ def move_aside(path: Path) -> Path | None:
     """Rename what lies at `path`, so that nothing that exists only there is lost; None when nothing did."""
     if not path.exists() or (path.is_file() and path.stat().st_size == 0):
         return None
-    if not path.is_file():
-        raise WorkspaceError(f"{path} is not a file. Move it away, then try again")
     aside = path.with_name(f"{path.stem}.kept-{time.strftime('%Y%m%d-%H%M%S')}{path.suffix}")
     while aside.exists():  # two in one second
         aside = aside.with_stem(f"{aside.stem}-again")
@@ -41,6 +40,14 @@ def move_aside(path: Path) -> Path | None:
 def current_entry(path: Path | None = None) -> dict[str, Any]:
     """What is known of the usable checkpoint at `path`, or models/faster_rcnn; empty when there is none."""
     verdict = record.inspect(path or workspace.PUBLISHED)
+    return verdict.entry if verdict.state == "ready" else {}
+
+
+def known_entry(path: Path) -> dict[str, Any]:
+    """As current_entry; for a damaged file what its record says, since only that was worth keeping."""
+    verdict = record.inspect(path)
+    if verdict.state in ("truncated", "corrupt"):
+        return record.read_record(path).get("current", {})
     return verdict.entry if verdict.state == "ready" else {}
 
 

@@ -1,5 +1,6 @@
 """Put a run's checkpoint from MLflow into models/faster_rcnn, verified by its hash."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,15 +30,14 @@ def main(config: RestoreConfig) -> Path:
     from tracking.store import open_store
 
     target = target_file(config.output)
-    store = open_store(workspace.ROOT)
+    store = open_store(workspace.ROOT, must_exist=True)
     workspace.end_dead_runs(store)
-    run_id = store.find_run(config.run)
-    partial = target.with_name(f".{target.name}.download")
+    partial = target.with_name(f".{target.name}.{os.getpid()}.download")
     try:
-        path, stored = workspace.fetch(store, run_id, config.which, config.metric, partial)
+        path, stored = workspace.fetch(store, config.run, config.which, config.metric, partial)
         verdict = record.inspect(path)  # the partial file has no record: its own content is judged
         if verdict.state != "ready":
-            raise record.CheckpointError(f"{stored.name} of run {run_id}: {verdict.detail}", verdict.exit_code)
+            raise record.CheckpointError(f"{stored.name} of run {stored.run_id}: {verdict.detail}", verdict.exit_code)
         role = config.which if config.which in ("best", "last") else "epoch"
         entry = verdict.entry | {"sha256": stored.sha256, "role": role, "pinned": True}
         with publishing.publishing():
@@ -45,7 +45,7 @@ def main(config: RestoreConfig) -> Path:
             record.put(path, target, entry, move=True)
     finally:
         partial.unlink(missing_ok=True)
-    say(f"restored {stored.name} of run {run_id}: {workspace.introduce(entry)}")
+    say(f"restored {stored.name} of run {stored.run_id}: {workspace.introduce(entry)}")
     return target
 
 
@@ -60,7 +60,7 @@ def target_file(output: Path | None) -> Path:
 
 def keep_what_is_only_there(target: Path, entry: dict, store: object) -> None:
     """Move the present file aside unless it is the same, or can be had again."""
-    there = publishing.current_entry(target)
+    there = publishing.known_entry(target)
     if there.get("sha256") == entry["sha256"] or (there and publishing.is_safe_elsewhere(there, store)):
         return
     if aside := publishing.move_aside(target):

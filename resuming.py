@@ -42,9 +42,13 @@ def stored_config(store: Store, run_id: str) -> TrainConfig:
 def resumable_checkpoint(store: Store, run_id: str) -> dict[str, Any]:
     """The newest state of a run: its folder's last.pth, else its last checkpoint in MLflow."""
     last = workspace.RunFolder(run_id).last
+    stored = store.checkpoints(run_id)
     try:
         if last.exists():
-            return checkpoints.load(last)
+            saved = checkpoints.load(last)
+            if not stored or saved.get("step", 0) >= stored[-1].step:
+                return saved
+            say(f"{last} is older than {stored[-1].name} in MLflow, which is used: the run went on elsewhere")
     except CheckpointError as error:
         say(f"{error}; the last checkpoint in MLflow is used instead")
     with tempfile.TemporaryDirectory(prefix="resume-") as folder:

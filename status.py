@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +46,13 @@ def main(config: StatusConfig) -> dict[str, Any]:
     training = training_state(folders)
     entry = verdict.entry
     run_id = entry.get("run_id")
+    state, detail = verdict.state, verdict.detail
+    if state == "ready" and not (entry.get("architecture") and entry.get("classes")):
+        state, detail = "incompatible", f"{FOREIGN}: python train.py --weights {shown(str(path))}"
     report = {
-        "state": verdict.state,
+        "state": state,
         "reason": None,
-        "detail": verdict.detail,
+        "detail": detail,
         "training": training,
         "path": str(path),
         **{key: entry.get(key) for key in ("run_id", "run_name", "experiment")},
@@ -62,7 +66,7 @@ def main(config: StatusConfig) -> dict[str, Any]:
             "unsent": unsent(folders),
         },
     }
-    if verdict.state == "absent":
+    if state == "absent":
         report["reason"] = absence(training, folders, report["best"])
     report["next"] = next_command(report)
     return report
@@ -80,8 +84,8 @@ def synchronise() -> None:
             trouble = f" ({summary['trouble']})" if summary["trouble"] else ""
             waiting = summary["unsent"]["operations"]
             say(f"{folder.run_id}: {summary['delivered']} operations sent, {waiting} still unsent{trouble}")
-    for run_id in workspace.end_dead_runs(store):
-        say(f"{run_id}: had died, now KILLED")
+    for dead in workspace.end_dead_runs(store):
+        say(f"{dead.run_id}: had died, now KILLED; {dead.continuation()}")
 
 
 def training_state(folders: list[RunFolder]) -> dict[str, Any]:
@@ -90,7 +94,7 @@ def training_state(folders: list[RunFolder]) -> dict[str, Any]:
     if chosen is None:
         return {"state": "none", "run_id": None, "epoch": None, "step": None}
     state = chosen.state()
-    keys = ("run_name", "epoch", "epochs", "step", "total_steps", "updated", "pid", "host")
+    keys = ("run_name", "epoch", "epochs", "step", "total_steps", "updated", "pid", "host", "error")
     known = {key: state.get(key) for key in keys}
     return {"state": chosen.training(), "run_id": chosen.run_id} | known
 
@@ -159,19 +163,22 @@ def absence(training: dict[str, Any], folders: list[RunFolder], best: dict[str, 
 def next_command(report: dict[str, Any]) -> str:
     """The command to type now."""
     training, best = report["training"], report["best"]
+    elsewhere = report["path"] != str(workspace.PUBLISHED)
     if report["state"] == "ready":
-        return "python evaluate.py"
-    if report["state"] == "incompatible":
+        return "python evaluate.py" + (f" --checkpoint {shlex.quote(report['path'])}" if elsewhere else "")
+    if report["state"] == "incompatible" and "git pull" in report["detail"]:
         return "git pull"
     if training["state"] == "running" and report["state"] == "absent":
         return "python status.py"
     if best:
-        return f"python restore.py {best['run_id']}"
-    if training["state"] == "interrupted":
+        return f"python restore.py {best['run_id']}" + (f" --output {shlex.quote(report['path'])}" if elsewhere else "")
+    if training["state"] == "interrupted" and RunFolder(training["run_id"]).can_resume():
         return f"python train.py --resume {training['run_id']}"
     return "python train.py"
 
 
+FOREIGN = "it does not say its architecture and classes, so it is not from here. A training can start from its weights"
+ROLES = {"best": "the run's best", "last": "the run's last", "epoch": "an epoch's checkpoint"}
 HEADLINES = {
     "training": "absent: training now",
     "interrupted": "absent: the last training was interrupted",
@@ -183,12 +190,13 @@ HEADLINES = {
 
 def report_text(report: dict[str, Any]) -> str:
     """The report for people."""
-    headline = HEADLINES.get(report["reason"], report["state"])
+    is_published = report["path"] == str(workspace.PUBLISHED)
+    headline = HEADLINES.get(report["reason"], report["state"]) if is_published else report["state"]
     lines = [f"{shown(report['path'])}: {headline}"]
     if report["detail"] and report["state"] != "absent":
         lines.append(f"  {report['detail']}")
     if report["state"] == "ready":
-        role = (report["role"] or "checkpoint") + (", pinned by restore.py" if report["pinned"] else "")
+        role = ROLES.get(report["role"], "checkpoint") + (", pinned by restore.py" if report["pinned"] else "")
         lines.append(f"  {workspace.introduce(report)}")
         lines.append(f"  {role}, {report['size_bytes'] / 1e6:.1f} MB, sha256 {str(report['sha256'])[:12]}")
         lines.append(f"  classes: {', '.join(report['classes'] or ['unknown'])}")
@@ -220,16 +228,11 @@ def training_lines(training: dict[str, Any]) -> list[str]:
     line = f"training: {training['state']}, run {training['run_id']} ({training['run_name']}), {at}"
     if training["updated"]:
         line += f", {duration(time.time() - training['updated'])} ago"
+    if training["state"] == "failed":
+        return [line, f"  {(training['error'] or 'for a reason not recorded').splitlines()[0]}"]
     if training["state"] == "interrupted":
-        return [line, f"  {continuation(training['run_id'])}"]
+        return [line, f"  {RunFolder(training['run_id']).continuation()}"]
     return [line]
-
-
-def continuation(run_id: str) -> str:
-    """How an interrupted run goes on, if it saved anything."""
-    if RunFolder(run_id).last.exists():
-        return f"continue: python train.py --resume {run_id}"
-    return "it stopped before it saved anything: start it again"
 
 
 def shown(path: str) -> str:

@@ -32,8 +32,9 @@ def main(config: TrainConfig) -> str:
 
     job = prepare(config)
     config, position, plan = job.config, job.position, job.plan
-    if position.step >= plan.last_step:
-        say(f"run {job.info.run_id} is finished (step {position.step}). To train longer add --epochs or --max-steps")
+    if is_finished(job):
+        longer = "--epochs" if config.max_steps is None else f"--max-steps (it was {config.max_steps})"
+        say(f"run {job.info.run_id} is finished (step {position.step}). To train longer raise {longer}")
         return job.info.run_id
     recovery = RecoveryClock(config.checkpoint_every)
 
@@ -41,7 +42,11 @@ def main(config: TrainConfig) -> str:
     with stop_on_signals() as stop, live as run, named_loss(run, job):
         log_beginning(run, job)
         say_where(job)
+        if died_before_logging(run, job):
+            validate_and_save(run, job)
         for epoch in range(position.epoch + 1, config.epochs):
+            if position.step == plan.last_step:
+                break
             batches = job.order.batches(epoch)[position.batches_done :]
             loader = train_loader(job.dataset, batches, workers=config.workers, pin_memory=job.device.type == "cuda")
             steps = engine.train_steps(
@@ -68,19 +73,33 @@ def main(config: TrainConfig) -> str:
                         break
                     if recovery.due(step.index):
                         run.save_last(snapshot(job))
-            finished_epoch = position.batches_done == plan.steps_per_epoch
-            if finished_epoch:
-                position.epoch, position.batches_done = epoch, 0
-            if stop.asked and not finished_epoch:
-                run.save_last(snapshot(job))
+            if position.batches_done == plan.steps_per_epoch:
+                position.epoch, position.batches_done, position.metrics = epoch, 0, {}
+            run.save_last(snapshot(job))  # before the validation, which may take longer than we have
+            if stop.asked:
                 raise stopped(stop, job)
             validate_and_save(run, job)
             if stop.asked and position.step < plan.last_step:
                 raise stopped(stop, job)
-            if position.step == plan.last_step:
-                break
     say_result(job)
     return job.info.run_id
+
+
+def is_finished(job: "Job") -> bool:
+    """Whether nothing is left to do: the last step is done, its checkpoint logged and the run ended."""
+    if not job.resumed or job.position.step < job.plan.last_step:
+        return False
+    folder = workspace.RunFolder(job.info.run_id)
+    if folder.state():
+        return folder.training() == "finished"
+    return job.store.run(job.info.run_id).status == "FINISHED"  # trained on another machine
+
+
+def died_before_logging(run: "LiveRun", job: "Job") -> bool:
+    """Whether the run was stopped between the last step of an epoch and the logging of its checkpoint."""
+    position = job.position
+    at_end = position.step > 0 and (position.batches_done == 0 or position.step == job.plan.last_step)
+    return job.resumed and at_end and not run.has_checkpoint(position.name)
 
 
 def step_metrics(step: "Step", epoch: int) -> dict[str, float]:
@@ -115,13 +134,13 @@ def validate_and_save(run: "LiveRun", job: "Job") -> None:
             title="validation",
         )
         scores = validation_metrics({"metrics": scored.metrics, "per_class": scored.per_class})
-        position.metrics = scores
         improved = update_best(job, scores)
         ap, best = f"val/AP {scores['val/AP']:.4f}  val/AP50 {scores['val/AP50']:.4f}", position.best
         took = f"validated in {time.monotonic() - started:.1f} s"
         say(f"{position.name}  step {position.step}  {ap}  best {best['value']:.4f} ({best['name']})  {took}")
         for which in ("best", "last") if improved else ("last",):
             run.log_detections(f"{which}_val", scored.results)
+    position.metrics = scores
     run.log_checkpoint(position.name, snapshot(job), scores)
 
 
@@ -129,8 +148,7 @@ def update_best(job: "Job", scores: dict[str, float]) -> bool:
     """Make this checkpoint the best when its --best-metric beats the best so far; ties stay with the earlier one."""
     position, metric = job.position, job.config.best_metric
     value, best = scores[metric], job.position.best
-    sign = -1 if workspace.lower_is_better(metric) else 1
-    if best is not None and sign * value <= sign * best["value"]:
+    if best is not None and value <= best["value"] and best["step"] != position.step:
         return False
     where = {"name": position.name, "epoch": position.epoch, "step": position.step}
     position.best = where | {"metric": metric, "value": value}
@@ -217,9 +235,11 @@ def say_where(job: "Job") -> None:
 
 def say_result(job: "Job") -> None:
     best, run_id = job.position.best, job.info.run_id
+    by = "" if best["metric"] == "val/AP" else f" --metric {best['metric']}"
     say(f"run {run_id} ({job.info.run_name}) is finished: best {best['metric']} {best['value']:.4f} in {best['name']}")
-    say(f"  restore its best: python restore.py {run_id}")
-    say(f"  score it on a split: python evaluate.py --run {run_id} --split test")
+    say(f"  restore its best: python restore.py {run_id}{by}")
+    split = " --split test" if "test" in job.data.splits else ""
+    say(f"  score it: python evaluate.py --run {run_id}{by}{split}")
 
 
 def read() -> TrainConfig:

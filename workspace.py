@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from models import record
+from progress import say
+from tracking.errors import RunUnknown, StoreError
+from tracking.journal import Journal
 
 ROOT = Path(__file__).resolve().parent
 RUNS = ROOT / "runs"
@@ -50,9 +53,10 @@ class RunFolder:
     def state(self) -> dict[str, Any]:
         """run.json: what the run is and how far it got; empty where there is none."""
         try:
-            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            state = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}  # a folder without a readable run.json is no run
+        return state if isinstance(state, dict) and isinstance(state.get("started", 0), int | float) else {}
 
     def update(self, **changes: Any) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -104,6 +108,15 @@ class RunFolder:
         state = self.state().get("state")
         return "running" if self.is_alive() else state if state in ("finished", "failed") else "interrupted"
 
+    def continuation(self) -> str:
+        """How a run that stopped goes on, if it saved anything."""
+        if self.can_resume():
+            return f"continue: python train.py --resume {self.run_id}"
+        return "it stopped before it saved anything: start it again"
+
+    def can_resume(self) -> bool:
+        return self.last.exists() or Journal(self.path).last_checkpoint_step() > 0
+
 
 def whoami() -> dict[str, Any]:
     """Where this process runs: written into run.json and the heartbeat."""
@@ -132,15 +145,11 @@ def local_run(word: str) -> str | None:
     return named[0] if len(named) == 1 else None
 
 
-def lower_is_better(metric: str) -> bool:
-    return "loss" in metric and "/AP" not in metric  # a class may be called "floss"
-
-
 def select(checkpoints: list[Any], which: str, metric: str, run_id: str) -> Any:
-    """The stored checkpoint of a run that `which` (best, last or an epoch's number) names."""
+    """The stored checkpoint of a run that `which` (best, last, an epoch's number or a checkpoint's name) names."""
     known = ", ".join(one.name for one in checkpoints)
     if not checkpoints:
-        raise WorkspaceError(f"Run {run_id} has no checkpoint in the store yet. See: python status.py", exit_code=1)
+        raise WorkspaceError(f"Run {run_id} has no checkpoint in the store (yet). See: python status.py")
     if which == "last":
         return checkpoints[-1]
     if which == "best":
@@ -150,9 +159,9 @@ def select(checkpoints: list[Any], which: str, metric: str, run_id: str) -> Any:
             raise WorkspaceError(
                 f"No checkpoint of run {run_id} has {metric!r}; it has: {', '.join(metrics) or 'none'}"
             )
-        sign = -1 if lower_is_better(metric) else 1
-        return max(scored, key=lambda one: sign * one.metrics[metric])  # the earliest of equals
-    matching = [one for one in checkpoints if which.isdecimal() and one.epoch == int(which)]
+        return max(scored, key=lambda one: one.metrics[metric])  # the earliest of equals
+    name = f"epoch-{int(which):03d}" if which.isdecimal() else which
+    matching = [one for one in checkpoints if one.name == name]
     if not matching:
         raise WorkspaceError(
             f"Run {run_id} has no checkpoint {which!r}: best, last or an epoch's number; it has {known}"
@@ -160,48 +169,69 @@ def select(checkpoints: list[Any], which: str, metric: str, run_id: str) -> Any:
     return matching[-1]
 
 
-def fetch(store: Any, run_id: str, which: str, metric: str, to: Path) -> tuple[Path, Any]:
-    """Download a run's checkpoint as file `to`, verified by its sha256; and what the store knows of it."""
-    deliver_pending(store, run_id)
-    stored = select(store.checkpoints(run_id), which, metric, run_id)
+def fetch(store: Any, word: str, which: str, metric: str, to: Path) -> tuple[Path, Any]:
+    """Download a RUN's checkpoint as file `to`, verified by its sha256; and what the store knows of it.
+
+    models:/NAME@ALIAS names a checkpoint itself; of any other RUN, `which` and `metric` choose one.
+    """
+    named = store.find(word)
+    folder = RunFolder(named.run_id)
+    if folder.state().get("tracking_uri") == store.uri and not folder.is_alive():
+        deliver_pending(store, folder)
+    known = store.checkpoints(named.run_id)
+    tags = {} if known else store.run(named.run_id).tags
+    if tags.get("kind") == "evaluation":
+        raise WorkspaceError(
+            f"{word} is the evaluation of run {tags.get('source_run_id')}, it has no checkpoint itself"
+        )
+    registered = [one for one in known if one.model_id == named.model_id]
+    stored = registered[0] if registered else select(known, which, metric, named.run_id)
     return store.download(stored, to), stored
 
 
-def deliver_pending(store: Any, run_id: str) -> None:
+def deliver_pending(store: Any, folder: RunFolder) -> None:
     """Send what a dead or finished run of this machine has not yet delivered to the store."""
-    folder = RunFolder(run_id)
-    if not folder.state() or folder.is_alive() or folder.state().get("tracking_uri") != store.uri:
-        return
     from tracking import sender
 
     sender.sync(folder.path, store)
 
 
-def end_dead_runs(store: Any) -> list[str]:
-    """Mark runs of this machine that died as KILLED, in run.json and in the store; returns their IDs."""
+def end_dead_runs(store: Any) -> list[RunFolder]:
+    """Mark runs of this machine that died as KILLED, in run.json and in the store; returns their folders."""
     ended = []
     for folder in run_folders():
-        state = folder.state()
-        if state.get("state") != "running" or folder.is_alive():
-            continue
-        if state.get("tracking_uri") == store.uri:
-            deliver_pending(store, folder.run_id)
-            store.end_dead(folder.run_id)
-            folder.update(state="interrupted")
-            ended.append(folder.run_id)
+        if folder.state().get("state") == "running" and folder.state().get("tracking_uri") == store.uri:
+            with contextlib.suppress(WorkspaceError), folder.locked():  # refused: it lives
+                if _end_dead(store, folder):
+                    ended.append(folder)
     return ended
 
 
-def require_writable(folder: Path) -> None:
+def _end_dead(store: Any, folder: RunFolder) -> bool:
+    """End one dead run, whose lock is held; False when it had ended meanwhile, or the store cannot end it."""
+    if folder.state().get("state") != "running":
+        return False
+    deliver_pending(store, folder)
+    ended = False
+    try:
+        ended = store.end_dead(folder.run_id)
+    except RunUnknown:
+        say(f"note: run {folder.run_id} died, and {store.uri} does not know it any more")
+    except StoreError as error:  # an old run's trouble must not stop what is asked now
+        say(f"note: run {folder.run_id} died and could not be marked KILLED: {error}")
+        return False
+    folder.update(state="interrupted")
+    return ended
+
+
+def require_writable(folder: Path, mend: str = "Choose another --output") -> None:
     """Make `folder`, or WorkspaceError: before the work, not after it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WorkspaceError(
-            f"The folder {folder} cannot be made: {error.strerror}. Choose another --output"
-        ) from error
+        raise WorkspaceError(f"The folder {folder} cannot be made: {error.strerror}. {mend}") from error
     if not os.access(folder, os.W_OK):
-        raise WorkspaceError(f"The folder {folder} cannot be written. Choose another --output")
+        raise WorkspaceError(f"The folder {folder} cannot be written. {mend}")
 
 
 def introduce(entry: dict[str, Any]) -> str:
@@ -210,12 +240,20 @@ def introduce(entry: dict[str, Any]) -> str:
     parts = [f"run {entry.get('run_name')} ({run[:8]})" if run else "a checkpoint without a run"]
     if isinstance(entry.get("epoch"), int):
         of = f" ({entry['epoch'] + 1} of {entry['epochs']})" if entry.get("epochs") else ""
-        parts.append(f"epoch {entry['epoch']}{of}" if entry["epoch"] >= 0 else f"step {entry.get('step')}, in epoch 0")
+        is_inside = entry.get("batches_done") or entry["epoch"] < 0
+        inside = f"step {entry.get('step')}, in epoch {entry['epoch'] + 1}"
+        parts.append(inside if is_inside else f"epoch {entry['epoch']}{of}")
     if entry.get("dataset"):
         parts.append(f"trained on {entry['dataset']['name']}")
     if "val/AP" in (entry.get("metrics") or {}):
         parts.append(f"val/AP {entry['metrics']['val/AP']:.4f}")
     return ", ".join(parts)
+
+
+def require_run_for(config: Any) -> None:
+    """WorkspaceError when --which or --metric choose among the checkpoints of no RUN."""
+    if config.run is None and (config.which, config.metric) != ("best", "val/AP"):
+        raise WorkspaceError("--which and --metric choose among the checkpoints of a RUN: give --run")
 
 
 @contextlib.contextmanager
@@ -225,8 +263,7 @@ def checkpoint_file(store: Any, config: Any) -> Iterator[Path]:
         yield usable(config.checkpoint or PUBLISHED)
         return
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
-        run_id = store.find_run(config.run)
-        yield fetch(store, run_id, config.which, config.metric, Path(folder) / "checkpoint.pth")[0]
+        yield fetch(store, config.run, config.which, config.metric, Path(folder) / "checkpoint.pth")[0]
 
 
 def usable(path: Path) -> Path:
@@ -260,6 +297,7 @@ def require_same_classes(content: dict[str, Any], classes: tuple[str, ...]) -> N
     """A checkpoint and a dataset fit when their class names are the same, in order."""
     known = list(content["classes"])
     if known != list(classes):
-        message = f"The checkpoint has {len(known)} classes {known}, the dataset {len(classes)} {list(classes)}"
+        order = "in another order: " if sorted(known) == sorted(classes) else ""
+        message = f"The checkpoint has {len(known)} classes {known}, the dataset {order}{len(classes)} {list(classes)}"
         transfer = "To carry its weights over by name, train: python train.py --weights CHECKPOINT --data …"
         raise WorkspaceError(f"{message}. {transfer}", exit_code=4)

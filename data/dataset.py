@@ -1,7 +1,9 @@
 """From records to batches of tensors. Every random draw of a sample comes from (seed, epoch, index)."""
 
+import atexit
+import multiprocessing
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 Key = int | tuple[int, int]  # a plain index, or (epoch, index)
 Sample = tuple[torch.Tensor, dict[str, Any]]  # uint8 (3, H, W), target
+Batch = tuple[list[torch.Tensor], list[dict[str, Any]]]
 
 
 class DetectionDataset(Dataset):
@@ -47,7 +50,14 @@ class DetectionDataset(Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: Key) -> Sample:
+    def __getitem__(self, key: Key) -> Sample | DataError:
+        """The sample; a DataError travels as a value, because a worker's exception would arrive as a traceback."""
+        try:
+            return self.sample(key)
+        except DataError as error:
+            return error
+
+    def sample(self, key: Key) -> Sample:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.records[index]
         sample_seed, transform_seed = sample_seeds(self.seed, epoch, index)
@@ -93,8 +103,11 @@ def _box_areas(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def collate(batch: Sequence[Sample]) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
-    """(images, targets) as lists: images of a batch differ in size."""
+def collate(batch: Sequence[Sample | DataError]) -> Batch | DataError:
+    """(images, targets) as lists: images of a batch differ in size. The first DataError among them stands for all."""
+    for sample in batch:
+        if isinstance(sample, DataError):
+            return sample
     images, targets = zip(*batch, strict=True)
     return list(images), list(targets)
 
@@ -107,24 +120,33 @@ def worker_init(_worker_id: int) -> None:
     torch.set_num_threads(1)
 
 
+@atexit.register
+def end_workers() -> None:
+    """Workers ignore SIGTERM, with which multiprocessing would end forgotten ones, to wait for them for ever."""
+    for worker in multiprocessing.active_children():
+        if worker.daemon:
+            worker.kill()
+
+
 def train_loader(
     dataset: DetectionDataset, batches: Sequence[list[Key]], *, workers: int = 0, pin_memory: bool = False
-) -> DataLoader:
+) -> Iterator[Batch]:
     """Batches of one epoch, given as lists of keys (EpochBatches.batches); equal for any number of workers."""
     return _loader(dataset, batch_sampler=batches, workers=workers, pin_memory=pin_memory)
 
 
 def eval_loader(
     dataset: DetectionDataset, batch_size: int, *, workers: int = 0, pin_memory: bool = False
-) -> DataLoader:
+) -> Iterator[Batch]:
     """Every sample once, in order."""
     return _loader(dataset, batch_size=batch_size, workers=workers, pin_memory=pin_memory)
 
 
-def _loader(dataset: DetectionDataset, *, workers: int, **options: Any) -> DataLoader:
+def _loader(dataset: DetectionDataset, *, workers: int, **options: Any) -> Iterator[Batch]:
+    """Raises the DataError of a sample when its batch's turn comes."""
     if workers:
         cv2.setNumThreads(0)  # a fork of a process whose OpenCV has a thread pool can hang in the child
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         num_workers=workers,
         collate_fn=collate,
@@ -133,3 +155,7 @@ def _loader(dataset: DetectionDataset, *, workers: int, **options: Any) -> DataL
         generator=torch.Generator().manual_seed(0),
         **options,
     )
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch

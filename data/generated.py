@@ -237,9 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         data = generated_data(seed=options.seed, train=options.train, val=options.val, test=options.test)
         write_coco(data, options.folder)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print("\n".join(data.describe()), file=sys.stderr)
     print(options.folder)
     return 0

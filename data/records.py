@@ -1,7 +1,8 @@
 """What every reader produces: records, defects, and the description of a whole data set."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -70,6 +71,17 @@ class DetectionData:
     @cached_property
     def _split_digests(self) -> dict[str, str]:
         return {}
+
+    def with_classes_in_order(self, classes: Sequence[str]) -> "DetectionData":
+        """The same data with its labels numbered after `classes`, where these are its own in another order."""
+        if sorted(classes) != sorted(self.classes) or tuple(classes) == self.classes:
+            return self
+        new_label = np.array([0] + [1 + list(classes).index(name) for name in self.classes])
+        splits = {
+            split: [replace(record, labels=new_label[record.labels]) for record in records]
+            for split, records in self.splits.items()
+        }
+        return replace(self, classes=tuple(classes), splits=splits)
 
     def split_fingerprint(self, split: str) -> str:
         """16 hex digits that change with this split's images, annotations or classes (reads every image once)."""

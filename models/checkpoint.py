@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,15 @@ class _HashingFile:
 
     def __init__(self, file):
         self.file, self.sha256 = file, hashlib.sha256()
+        self.error: OSError | None = None
 
     def write(self, data) -> int:
         self.sha256.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()
@@ -35,7 +41,12 @@ def save(checkpoint: dict[str, Any], path: Path) -> str:
     try:
         with partial.open("wb") as file:
             hashing = _HashingFile(file)
-            torch.save(plain(checkpoint), hashing)
+            try:
+                torch.save(plain(checkpoint), hashing)
+            except RuntimeError:  # torch says nothing of a full disk
+                if hashing.error is not None:
+                    raise hashing.error from None
+                raise
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -72,7 +83,8 @@ def load(path: Path, *, device: str | torch.device = "cpu") -> dict[str, Any]:
     if verdict.state not in ("ready", "not-a-checkpoint"):  # whose old formats torch can still read
         raise CheckpointError(f"{path} is {verdict.state}: {verdict.detail}", verdict.exit_code)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # inert; in torchvision's reference form
+        # A Namespace is inert; it is in torchvision's reference form. Of what it refuses, torch warns beside raising.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch parses whatever bytes there are, and raises whatever they lead to
         reason = verdict.detail or _refusal(error)

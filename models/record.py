@@ -79,7 +79,8 @@ def inspect(path: Path, verify: bool = False) -> Verdict:
 
 def _judge(path: Path, stat: os.stat_result, verify: bool) -> Verdict:
     record = read_record(path)
-    entries = [entry for entry in (record.get("current"), record.get("previous")) if isinstance(entry, dict)]
+    recorded = (record.get("current"), record.get("previous"))
+    entries = [well_formed(entry) for entry in recorded if isinstance(entry, dict)]
     if not verify:
         for entry in entries:
             if (entry.get("size_bytes"), entry.get("mtime_ns")) == (stat.st_size, stat.st_mtime_ns):
@@ -89,6 +90,8 @@ def _judge(path: Path, stat: os.stat_result, verify: bool) -> Verdict:
         if entry.get("sha256") == sha256:
             return _fitting(entry)
     verdict = _judge_content(path)
+    if verdict.state == "truncated" and stat.st_size in [entry.get("size_bytes") for entry in entries]:
+        return Verdict("corrupt", "it has its recorded size, but not the recorded hash")
     if verdict.state != "ready":
         return verdict
     own = verdict.entry | {"sha256": sha256}
@@ -156,31 +159,40 @@ def _contradiction(content: dict, entry: dict[str, Any]) -> Verdict | None:
     return None
 
 
-DESCRIBED = (
-    "format",
-    "run_id",
-    "run_name",
-    "experiment",
-    "tracking_uri",
-    "epoch",
-    "epochs",
-    "step",
-    "batches_done",
-    "role",
-    "metrics",
-    "best",
-    "classes",
-    "architecture",
-    "dataset",
-    "evaluation",
-    "code_version",
-)
+DESCRIBED = {
+    **dict.fromkeys(("run_id", "run_name", "experiment", "tracking_uri", "role", "code_version"), str),
+    **dict.fromkeys(("format", "epoch", "epochs", "step", "batches_done"), int),
+    **dict.fromkeys(("metrics", "best", "architecture", "dataset", "evaluation"), dict),
+    "classes": list,
+}
 
 
 def describe(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What the record keeps of a checkpoint's content: everything plain that people and scripts ask for."""
-    entry = {key: checkpoint[key] for key in DESCRIBED if key in checkpoint}
+    entry = well_formed({key: checkpoint[key] for key in DESCRIBED if key in checkpoint})
     return entry | {"resumable": isinstance(checkpoint.get("optimizer_state_dict"), dict)}
+
+
+def well_formed(entry: dict[str, Any]) -> dict[str, Any]:
+    """`entry` without what is not as we write it: a stranger's file may hold anything under these names."""
+    return {key: value for key, value in entry.items() if key not in DESCRIBED or _is_well_formed(key, value)}
+
+
+def _is_well_formed(key: str, value: Any) -> bool:
+    if type(value) is not DESCRIBED[key] or not _is_plain(value):
+        return False
+    if key == "classes":
+        return all(isinstance(name, str) for name in value)
+    if key == "metrics":
+        return all(isinstance(number, int | float) for number in value.values())
+    return key != "dataset" or isinstance(value.get("name"), str)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON can hold it."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    return all(map(_is_plain, value)) if isinstance(value, list) else isinstance(value, str | int | float | None)
 
 
 @dataclass(frozen=True)

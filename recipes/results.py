@@ -49,11 +49,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def result_rows(store: Store, experiment: str, split: str) -> list[dict[str, Any]]:
-    """One row for each run that was evaluated on the split, in order of its name."""
+    """One row for each run that was evaluated on the split (its newest evaluation), in order of its name."""
     experiment_id = store.experiment(experiment)
-    evaluations = store.client.search_runs([experiment_id], "tags.kind = 'evaluation'")
+    evaluations = store.client.search_runs([experiment_id], "tags.kind = 'evaluation'", order_by=["start_time ASC"])
     rows = [row for one in evaluations if (row := result_row(store, one, split)) is not None]
-    return sorted(rows, key=lambda row: (row["run_name"], row["date"]))
+    newest = {row["run_id"]: row for row in rows}
+    return sorted(newest.values(), key=lambda row: (row["run_name"], row["date"]))
 
 
 def result_row(store: Store, evaluation: Any, split: str) -> dict[str, Any] | None:

@@ -93,7 +93,7 @@ def test_each_option_may_or_may_not_change_on_resuming(name):
     if name == "backbone_weights":
         stored = replace(stored, weights="backbone")
     asked = replace(stored, **{name: other})
-    free = {"epochs", "max_steps", "device", "workers", "checkpoint_every", "publish", "resume", "tag", "run_name"}
+    free = {"epochs", "max_steps", "device", "workers", "checkpoint_every", "publish", "resume", "tag"}
     if name in free:
         assert for_resume(stored, asked) == asked
     else:

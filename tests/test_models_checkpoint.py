@@ -5,6 +5,7 @@ import builtins
 import collections
 import hashlib
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -257,3 +258,19 @@ def test_a_whole_pickled_model_is_refused(tmp_path):
     path = tmp_path / "model.pth"
     torch.save(module(), path)
     assert_refused(path, 3)
+
+
+def test_a_full_disk_is_an_os_error_and_the_old_file_stays(tmp_path):
+    """The kernel refuses what passes this process's limit of a file's size, as it does on a full disk or quota."""
+    path = tmp_path / "last.pth"
+    save({"w": torch.zeros(10)}, path)
+    before = path.read_bytes()
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        with pytest.raises(OSError, match="File too large"):
+            save({"w": torch.zeros(1_000_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

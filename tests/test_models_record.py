@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import status
 from models import record
 from models.checkpoint import save
 from models.record import CheckpointError, inspect, put, read_record, record_path
@@ -368,3 +369,34 @@ def test_neither_record_nor_status_imports_the_heavy_libraries():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert (process.stdout.strip(), process.returncode) == ("[]", 0), process.stderr
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"dataset": "coco"},
+        {"dataset": {}},
+        {"metrics": 0.5},
+        {"metrics": {"val/AP": "0.5"}},
+        {"metrics": {"val/AP": torch.tensor(0.5)}},
+        {"classes": {0: "a"}},
+        {"classes": [0, 1]},
+        {"run_id": 5},
+        {"epoch": torch.tensor(3)},
+        {"epoch": 3, "epochs": "many"},
+        {"architecture": {"kwargs": {1: 2}}},
+    ],
+    ids=str,
+)
+def test_a_strangers_file_may_hold_anything_under_our_names(tmp_path, odd, capsys):
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model_state_dict": {"w": torch.ones(2)}} | odd, path)
+    for _ in range(2):
+        report = status.main(status.StatusConfig(checkpoint=path))
+        assert report["state"] == "incompatible"
+        json.dumps(report)
+        assert "not from here" in status.report_text(report)
+        entry = {"size_bytes": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
+        plain = {key: value for key, value in odd.items() if not isinstance(value, torch.Tensor)}
+        if "torch" not in repr(odd) and "tensor" not in repr(odd):
+            path.with_suffix(".json").write_text(json.dumps({"current": entry | plain}))

@@ -75,6 +75,26 @@ def test_status_tells_the_truth_after_damage_and_restore_mends_it(trained, run_h
     assert run_here("status.py").returncode == 0
 
 
+def test_status_of_another_file_names_commands_for_that_file(trained, run_here, tmp_path):
+    other = tmp_path / "other.pth"
+    shutil.copy(trained.checkpoint, other)
+    assert json.loads(run_here("status.py", "--checkpoint", other, "--json").stdout)["next"].endswith(str(other))
+    other.write_bytes(b"")
+    report = json.loads(run_here("status.py", "--checkpoint", other, "--json").stdout)
+    assert report["next"] == f"python restore.py {trained.run_id} --output {other}"
+    assert run_here(*report["next"].split()[1:]).returncode == 0
+    assert run_here("status.py", "--checkpoint", other).returncode == 0
+
+
+def test_a_folder_in_the_checkpoints_place_is_moved_aside(trained, run_here):
+    trained.checkpoint.unlink()
+    trained.checkpoint.mkdir()
+    report = json.loads(run_here("status.py", "--json").stdout)
+    assert (report["state"], run_here(*report["next"].split()[1:]).returncode) == ("not-a-checkpoint", 0)
+    assert run_here("status.py").returncode == 0
+    assert [aside.is_dir() for aside in trained.checkpoint.parent.glob("*.kept-*")].count(True) == 1
+
+
 def runs_in(trained: Trained) -> list[tuple[str, str]]:
     """Every run that MLflow has, and its status."""
     runs = stored(trained).client.search_runs([str(number) for number in range(3)])
@@ -117,6 +137,16 @@ def test_evaluate_equals_pycocotools_on_what_it_exports(trained, tmp_path):
     assert report["model_id"] in {one.model_id for one in stored(trained).checkpoints(trained.run_id)}
 
 
+def test_drawn_images_of_one_name_do_not_overwrite_each_other(trained, coco_folder, tmp_path):
+    image = next((coco_folder / "val").iterdir())
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(image, tmp_path / folder / "same.png")
+    process = trained.run("infer.py", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "drawn")
+    assert process.returncode == 0, process.stderr
+    assert len(process.stdout.splitlines()) == len(list((tmp_path / "drawn").iterdir())) == 2
+
+
 def test_infer_writes_a_line_an_image_and_names_what_fails(trained, coco_folder, tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture")
@@ -149,6 +179,14 @@ def test_help_comes_without_the_heavy_libraries(name):
 
 
 BAD_INPUT = {
+    "no data that can be decoded": (("evaluate.py", "--data", "{cut}", "--workers", "2", "--no-log"), 2, "cut.png"),
+    "an output that holds the source": (("infer.py", "{image}", "--output", "{images}"), 2, "overwrite"),
+    "no run to choose from": (("evaluate.py", "--which", "0"), 2, "give --run"),
+    "negative workers": (("evaluate.py", "--workers", "-1"), 2, "--workers"),
+    "an empty argument": (("restore.py", "small", "--output", ""), 2, "empty"),
+    "an experiment without a name": (("train.py", "--experiment", " "), 2, "--experiment"),
+    "a CPU that is not there": (("train.py", *SMALL, "--device", "cpu:9"), 2, "cpu:9"),
+    "too short a prefix": (("restore.py", "abc"), 2, "needs 4"),
     "unknown run": (("restore.py", "nosuchrun"), 2, "nosuchrun"),
     "unknown epoch": (("restore.py", "small", "--which", "9"), 2, "epoch-000, epoch-001"),
     "unknown metric": (("restore.py", "small", "--metric", "val/mAP"), 2, "val/mAP"),
@@ -181,12 +219,16 @@ def test_bad_input_is_one_message_and_the_right_code(case, trained, run_here, co
     shutil.copytree(coco_folder / "val", tmp_path / "other" / "images")
     (tmp_path / "other" / "all.json").write_text(json.dumps(other))
     image = next((coco_folder / "val").iterdir())
-    places = {"file": tmp_path / "file", "empty": tmp_path / "empty", "other": tmp_path / "other", "image": image}
+    cut = shutil.copytree(coco_folder, tmp_path / "cut")
+    broken = next((cut / "val").iterdir())
+    broken.write_bytes(broken.read_bytes()[:200])
+    places = {name: tmp_path / name for name in ("file", "empty", "other", "cut")}
+    places |= {"image": image, "images": image.parent}
     (name, *arguments), code, named = BAD_INPUT[case]
     before = sorted(trained.folder.glob("runs/*")), runs_in(trained)
     process = run_here(name, *(argument.format(**places) for argument in arguments))
     assert process.returncode == code, process.stderr
-    assert named.format(**places) in process.stderr
+    assert (broken.name if named == "cut.png" else named.format(**places)) in process.stderr
     assert "Traceback" not in process.stderr and process.stdout == ""
     assert (sorted(trained.folder.glob("runs/*")), runs_in(trained)) == before
 

@@ -147,6 +147,7 @@ def test_a_server_that_dies_costs_nothing(server, tmp_path, capfd):
     uri = store.register(checkpoints[2], "blood-cells", "champion")
     assert store.find(uri).model_id == checkpoints[2].model_id
 
+    assert store.holds(checkpoints[1])
     restored = store.download(checkpoints[1], tmp_path / "models" / "checkpoint.pth")
     assert restored.read_bytes() == b"weights 1" * 10_000
     (stored,) = (server.folder / "artifacts").rglob(f"{checkpoints[1].model_id}/**/checkpoint.pth")
@@ -154,6 +155,7 @@ def test_a_server_that_dies_costs_nothing(server, tmp_path, capfd):
     with pytest.raises(DamagedArtifact, match="damaged"):
         store.download(checkpoints[1], restored)
     stored.unlink()
+    assert not store.holds(checkpoints[1])
     with pytest.raises(DamagedArtifact, match="gone"):
         store.download(checkpoints[1], restored)
     assert restored.read_bytes() == b"weights 1" * 10_000

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import workspace
 from tracking import ask, peek
 from tracking.journal import Journal
 from tracking.run import TrackedRun, metric_name
@@ -168,6 +169,19 @@ def test_the_local_upload_is_a_link_and_the_download_is_not(store, started):
     restored = store.download(checkpoint, store.root / "models" / "checkpoint.pth")
     assert restored.read_bytes() == b"weights" and not restored.samefile(stored)
     assert [entry.name for entry in restored.parent.iterdir()] == ["checkpoint.pth"]
+
+
+def test_the_store_holds_what_is_really_there(store, started):
+    queue_checkpoint(started, 0, b"weights", {"val/AP": 0.3})
+    sync(started.folder, store)
+    (checkpoint,) = store.checkpoints(started.run_id)
+    assert store.holds(checkpoint)
+    (stored,) = (store.root / "mlartifacts").rglob("checkpoint.pth")
+    stored.unlink()
+    stored.write_bytes(b"w3ights")
+    assert not store.holds(checkpoint)
+    stored.unlink()
+    assert not store.holds(checkpoint)
 
 
 def test_a_damaged_or_missing_artifact_is_refused_and_nothing_is_overwritten(store, started):
@@ -338,6 +352,11 @@ def test_a_registered_checkpoint_is_found_by_its_alias(store, started):
     assert len(rows(store, "model_versions")) == 1
     found = store.find(uri)
     assert (found.run_id, found.model_id) == (started.run_id, checkpoint.model_id)
+    queue_checkpoint(started, 1, b"better weights", {"val/AP": 0.5})
+    sync(started.folder, store)
+    for word, name in ((uri, "epoch-000"), (started.run_id, "epoch-001")):
+        path, fetched = workspace.fetch(store, word, "best", "val/AP", store.root / "fetched.pth")
+        assert (fetched.name, path.read_bytes() == b"weights") == (name, name == "epoch-000")
     with pytest.raises(RunUnknown, match="champion"):
         store.find("models:/blood-cells@loser")
     with pytest.raises(RunUnknown, match="blood-cells"):

@@ -17,7 +17,11 @@ import workspace
 from config import TrainConfig
 from evaluate import EvaluateConfig
 from models.checkpoint import load
+from resuming import resumable_checkpoint
 from tests.conftest import SMALL
+from tracking.errors import StoreError
+from tracking.run import TrackedRun
+from workspace import WorkspaceError
 
 pytestmark = pytest.mark.filterwarnings(
     # The fork of a process with threads is DataLoader's own way on Linux.
@@ -169,3 +173,135 @@ def test_scoring_takes_trainings_number_of_threads_and_resuming_says_another(hom
         train.main(replace(small, resume=run_id, amp="bf16", max_steps=5))
     assert report["metrics"]["AP"] == pytest.approx(logged, abs=1e-6)
     assert "1 CPU threads then, 2 now" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["epoch-000", "epoch-001"])
+def test_a_run_that_dies_before_its_checkpoint_is_logged_logs_it_on_resuming(home, small, monkeypatch, name):
+    whole, store = train.main(replace(small, run_name="whole")), open_store()
+    real_checkpoint = TrackedRun.checkpoint
+
+    def dying(run, checkpoint_name, *arguments, **keywords):
+        if checkpoint_name == name:
+            raise KeyboardInterrupt
+        real_checkpoint(run, checkpoint_name, *arguments, **keywords)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(TrackedRun, "checkpoint", dying)
+        train.main(replace(small, run_name="part"))
+    part = store.find_run("part")
+    assert store.run(part).status == "KILLED"
+    assert train.main(replace(small, resume=part)) == part
+    assert store.run(part).status == "FINISHED"
+    assert [one.name for one in store.checkpoints(part)] == ["epoch-000", "epoch-001"]
+    assert history(store, part, "val/AP") == history(store, whole, "val/AP")
+    first, second = last_checkpoint(whole), last_checkpoint(part)
+    assert [key for key in STATE if not equal(first[key], second[key])] == []
+    assert workspace.RunFolder(part).training() == "finished"
+
+
+def test_each_step_has_one_epoch_and_an_unscored_checkpoint_no_score(home, small):
+    run_id = train.main(replace(small, epochs=3, evaluate_every=3))
+    store = open_store()
+    steps = [step for step, _ in history(store, run_id, "epoch")]
+    assert len(steps) == len(set(steps))
+    scored = {one.name: "val/AP" in one.metrics for one in store.checkpoints(run_id)}
+    assert scored == {"epoch-000": False, "epoch-001": False, "epoch-002": True}
+    path, _ = workspace.fetch(store, run_id, "1", "val/AP", home / "one.pth")
+    assert load(path)["metrics"] == {}
+
+
+def test_a_run_is_not_continued_on_data_of_another_length(home, small, coco_folder, tmp_path):
+    run_id = train.main(replace(small, max_steps=3))
+    fewer = shutil.copytree(coco_folder, tmp_path / "moved")
+    content = json.loads((fewer / "annotations" / "instances_train.json").read_text())
+    content["images"] = content["images"][:4]
+    (fewer / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    folder = workspace.RunFolder(run_id)
+    config = folder.state()["config"] | {"data": str(fewer)}
+    folder.update(config=config)
+    with pytest.raises(WorkspaceError, match="An epoch had 4 steps and has 2"):
+        train.main(replace(small, data=str(fewer), resume=run_id, max_steps=8))
+    with pytest.raises(WorkspaceError, match="at step 3 already"):
+        folder.update(config=config | {"data": small.data})
+        train.main(replace(small, resume=run_id, max_steps=2))
+
+
+def test_a_run_that_cannot_begin_is_failed_and_leaves_no_lock(home, small, monkeypatch):
+    def broken(*_):
+        raise OSError("no thread")
+
+    monkeypatch.setattr("tracking.sender.Sender.start", broken)
+    with pytest.raises(OSError, match="no thread"):
+        train.main(replace(small, run_name="unbegun", max_steps=1))
+    store = open_store()
+    run_id = store.find_run("unbegun")
+    assert store.run(run_id).status == "FAILED"
+    assert not workspace.RunFolder(run_id).is_alive()
+
+
+@pytest.mark.parametrize("how", ["deleted", "another store"])
+def test_a_dead_run_that_the_store_cannot_end_is_no_obstacle(home, small, empty_database, how, capfd):
+    store = open_store()
+    dead, _ = store.create_run("faster-rcnn", "dead")
+    folder = workspace.RunFolder(dead)
+    folder.update(state="running", started=1.0, tracking_uri=store.uri)
+    if how == "deleted":
+        store.client.delete_run(dead)
+    else:
+        store.client._tracking_client.store._dispose_engine()
+        shutil.copy(empty_database, home / "mlflow.db")
+        store = open_store()
+    assert workspace.end_dead_runs(store) == []
+    assert folder.training() == "interrupted"
+    assert ("does not know it" in capfd.readouterr().err) == (how == "another store")
+
+
+def test_a_run_that_another_process_took_up_again_is_not_ended(home):
+    """Between the look and the marking lies the delivery of its backlog: its lock decides."""
+    store = open_store()
+    run_id, _ = store.create_run("faster-rcnn", "alive")
+    folder = workspace.RunFolder(run_id)
+    folder.update(state="running", started=1.0, tracking_uri=store.uri)
+    with folder.locked():
+        assert workspace.end_dead_runs(store) == []
+    assert (store.run(run_id).status, folder.state()["state"]) == ("RUNNING", "running")
+    assert [ended.run_id for ended in workspace.end_dead_runs(store)] == [run_id]
+    assert store.run(run_id).status == "KILLED"
+
+
+def test_an_older_last_gives_way_to_a_newer_checkpoint_in_the_store(home, small, capfd):
+    """The run went on on another machine."""
+    run_id = train.main(replace(small, max_steps=4))
+    last = workspace.RunFolder(run_id).last
+    older = last.read_bytes()
+    train.main(replace(small, resume=run_id, max_steps=8))
+    last.unlink()  # its inode is the store's copy too
+    last.write_bytes(older)
+    assert resumable_checkpoint(open_store(), run_id)["step"] == 8
+    assert "went on elsewhere" in capfd.readouterr().err
+
+
+def test_evaluation_takes_classes_in_another_order_and_reports_though_the_store_died(home, small, coco_folder, capfd):
+    run_id = train.main(replace(small, max_steps=4))
+    reordered = shutil.copytree(coco_folder, home / "reordered")
+    for file in (reordered / "annotations").iterdir():
+        content = json.loads(file.read_text())
+        for entry in content["categories"]:
+            entry["id"] = 10 - entry["id"]
+        for entry in content["annotations"]:
+            entry["category_id"] = 10 - entry["category_id"]
+        file.write_text(json.dumps(content))
+    report = evaluate.main(EvaluateConfig(run=run_id, data=str(reordered), no_log=True))
+    expected = evaluate.main(EvaluateConfig(run=run_id, no_log=True))
+    assert report["per_class"] == expected["per_class"]
+
+    def dying(*_, **__):
+        raise StoreError("gone")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("tracking.store.Store.log_evaluation", dying)
+        config = EvaluateConfig(run=run_id, output=home / "out")
+        assert evaluate.script(config) == 6
+    out, errors = capfd.readouterr()
+    assert "AP50" in out and "not in MLflow: gone" in errors
+    assert json.loads((home / "out" / "metrics.json").read_text())["metrics"] == expected["metrics"]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,14 +159,14 @@ def stored(epoch: int | None, step: int, sha256: str = "", run_id: str = "run-a"
         size_bytes=1,
         artifact_location="",
         created=0,
-        metrics={name.replace("_AP", "/AP"): value for name, value in metrics.items()},
+        metrics={name.replace("_A", "/A"): value for name, value in metrics.items()},
     )
 
 
 CHECKPOINTS = [
-    stored(0, 10, val_AP=0.1, loss=3.0),
-    stored(1, 20, val_AP=0.4, loss=2.0),
-    stored(2, 30, val_AP=0.4, loss=2.5),
+    stored(0, 10, val_AP=0.1, val_AR=0.2),
+    stored(1, 20, val_AP=0.4, val_AR=0.4),
+    stored(2, 30, val_AP=0.4, val_AR=0.5),
 ]
 
 
@@ -175,18 +176,23 @@ def chosen(which: str, metric: str = "val/AP", among=CHECKPOINTS) -> str:
 
 def test_best_last_and_epoch_are_chosen():
     assert chosen("best") == "epoch-001"  # the earliest of equals
-    assert chosen("best", "loss") == "epoch-001"
+    assert chosen("best", "val/AR") == "epoch-002"
     assert chosen("last") == "epoch-002"
     assert [chosen(str(epoch)) for epoch in range(3)] == ["epoch-000", "epoch-001", "epoch-002"]
     unscored = [*CHECKPOINTS, stored(3, 40)]
     assert (chosen("best", among=unscored), chosen("last", among=unscored)) == ("epoch-001", "epoch-003")
-    assert chosen("2", among=[*CHECKPOINTS, stored(2, 35)]) == "epoch-002"
+    # A checkpoint in mid-epoch carries the number of the last finished one.
+    inside = replace(stored(2, 35), name="step-000035")
+    assert (chosen("2", among=[*CHECKPOINTS, inside]), chosen("step-000035", among=[inside])) == (
+        "epoch-002",
+        "step-000035",
+    )
 
 
 @pytest.mark.parametrize(
     ("which", "metric", "words"),
     [
-        ("best", "val/AP50", ("'val/AP50'", "loss, val/AP")),
+        ("best", "val/AP50", ("'val/AP50'", "val/AP, val/AR")),
         ("7", "val/AP", ("'7'", "epoch-000, epoch-001, epoch-002")),
         ("newest", "val/AP", ("'newest'", "best, last or an epoch")),
         ("-1", "val/AP", ("'-1'",)),
@@ -199,15 +205,10 @@ def test_an_unknown_checkpoint_is_exit_2_and_says_what_there_is(which, metric, w
     assert all(word in str(caught.value) for word in (*words, "run-a"))
 
 
-def test_a_run_without_checkpoints_is_exit_1():
+def test_a_run_without_checkpoints_is_exit_2():
     with pytest.raises(WorkspaceError, match=r"status\.py") as caught:
         chosen("best", among=[])
-    assert caught.value.exit_code == 1
-
-
-def test_lower_is_better_for_losses_only():
-    assert all(workspace.lower_is_better(name) for name in ("train/loss", "train/loss_box_reg", "val/my_loss"))
-    assert not any(workspace.lower_is_better(name) for name in ("val/AP", "val/AR_100", "val/AP/glossy", "val/AP/loss"))
+    assert caught.value.exit_code == 2
 
 
 def checkpoint(run_id: str | None, step: int, folder: Path) -> tuple[Path, dict]:
@@ -227,10 +228,13 @@ def checkpoint(run_id: str | None, step: int, folder: Path) -> tuple[Path, dict]
 
 
 class Shelf:
-    """A store that has these checkpoints."""
+    """A store that has these checkpoints; their files are there unless they are `gone`."""
 
-    def __init__(self, *checkpoints: StoredCheckpoint):
-        self.has = checkpoints
+    def __init__(self, *checkpoints: StoredCheckpoint, gone: bool = False):
+        self.has, self.gone = checkpoints, gone
+
+    def holds(self, checkpoint: StoredCheckpoint) -> bool:
+        return checkpoint in self.has and not self.gone
 
     def checkpoints(self, run_id: str) -> list[StoredCheckpoint]:
         return [one for one in self.has if one.run_id == run_id]
@@ -300,6 +304,10 @@ def test_what_was_seen_elsewhere_is_replaced_and_what_exists_only_here_is_kept()
     shelf = Shelf(stored(0, 5, sha256=entry["sha256"], run_id="run-b"))
     assert published("run-a", 10, store=shelf) == "published to models/faster_rcnn/checkpoint.pth"
     assert kept() == []
+    restored("run-b", 5)
+    published("run-a", 11, store=Shelf(*shelf.has, gone=True))  # known, but its file was removed
+    [aside] = kept()
+    aside.unlink()
     restored("run-c", 6)
     outcome = published("run-a", 20, store=shelf)
     [aside] = kept()
@@ -339,9 +347,8 @@ def test_moving_aside_loses_nothing_also_twice_in_a_second(tmp_path):
         assert not path.exists()
     assert [aside.read_text() for aside in asides] == ["one", "two", "three"]
     assert all(aside.name.startswith("checkpoint.kept-") and aside.suffix == ".pth" for aside in asides)
-    path.mkdir()
-    with pytest.raises(WorkspaceError, match="is not a file"):
-        move_aside(path)
+    (path / "inside").mkdir(parents=True)
+    assert (move_aside(path) / "inside").is_dir()
 
 
 def test_a_file_is_safe_elsewhere_by_its_hash_alone():
@@ -351,6 +358,7 @@ def test_a_file_is_safe_elsewhere_by_its_hash_alone():
     assert not publishing.is_safe_elsewhere(entry, Shelf(stored(1, 10, sha256="other")))
     assert not publishing.is_safe_elsewhere(entry, Shelf(stored(1, 10, sha256=entry["sha256"], run_id="run-b")))
     assert publishing.is_safe_elsewhere(entry, Shelf(stored(1, 10, sha256=entry["sha256"])))
+    assert not publishing.is_safe_elsewhere(entry, Shelf(stored(1, 10, sha256=entry["sha256"]), gone=True))
     assert not publishing.is_safe_elsewhere({"run_id": "run-a"}, Shelf(stored(1, 10)))
     assert not publishing.is_safe_elsewhere({"sha256": entry["sha256"]}, Shelf())
 
@@ -399,6 +407,7 @@ def test_a_checkpoint_is_introduced_in_one_line():
     }
     expected = "run calm-owl (01234567), epoch 3 (4 of 12), trained on bccd, val/AP 0.6123"
     assert workspace.introduce(entry) == expected
+    assert "step 7, in epoch 4" in workspace.introduce(entry | {"step": 7, "batches_done": 3})
     assert workspace.introduce({}) == "a checkpoint without a run"
 
 

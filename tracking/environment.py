@@ -97,6 +97,8 @@ def _untracked_modules(root: Path) -> tuple[dict[str, str], list[str]]:
     listing = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", "*.py") or ""
     texts, left_out, total = {}, [], 0
     for name in sorted(filter(None, listing.split("\0"))):
+        if not (root / name).is_file():  # an editor's lock is a link to nowhere
+            continue
         size = (root / name).stat().st_size
         if size > MOST_BYTES_A_FILE or total + size > MOST_BYTES_OF_UNTRACKED:
             left_out.append(f"{name} ({size} bytes)")

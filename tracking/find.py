@@ -86,11 +86,13 @@ def _find_registered(client, word: str) -> RunReference:
 
 
 def _unknown(client, word: str, experiment: str | None, experiment_ids: list[str]) -> str:
-    newest = _search(client, experiment_ids, "") if experiment_ids else []
+    newest = _search(client, experiment_ids, "", 8 * MOST_LISTED) if experiment_ids else []
+    newest = [run for run in newest if run.data.tags.get("kind") != "evaluation"][:MOST_LISTED]
     place = f" in experiment {experiment!r}" if experiment else ""
     if not newest:
         return f"No run {word!r}{place}: there are no runs yet. Start one: python train.py"
-    return f"No run {word!r}{place}. The newest are:\n{_listed(newest)}"
+    short = f" (the beginning of an ID needs {SHORTEST_PREFIX} characters)" if len(word) < SHORTEST_PREFIX else ""
+    return f"No run {word!r}{place}{short}. The newest are:\n{_listed(newest)}"
 
 
 def _listed(runs) -> str:

@@ -108,6 +108,10 @@ class Journal:
     def has_checkpoint(self, name: str) -> bool:
         return name in self._past().checkpoints
 
+    def last_checkpoint_step(self) -> int:
+        """The step of the newest checkpoint that was queued, 0 before the first."""
+        return self._past().last_checkpoint_step
+
     def has_ended(self) -> bool:
         """Whether the journal's last word on the run is that it ended."""
         return self._past().ended
@@ -165,11 +169,13 @@ class _History:
     def __init__(self):
         self.last_train_step = 0
         self.checkpoints: set[str] = set()
+        self.last_checkpoint_step = 0
         self.ended = False
 
     def note(self, operation: dict) -> None:
         if operation["op"] == "checkpoint":
             self.checkpoints.add(operation["name"])
+            self.last_checkpoint_step = operation["step"]
         elif operation["op"] == "metrics" and any(name.startswith("train/") for name in operation["metrics"]):
             self.last_train_step = max(operation["step"], self.last_train_step)
         elif operation["op"] in ("end", "resume"):

@@ -19,6 +19,7 @@ class StoredRun:
     end_time: int | None
     artifact_uri: str
     datasets: tuple[dict, ...] = ()  # name, digest, source, context
+    is_deleted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ def stored_run(run, experiment: str) -> StoredRun:
         end_time=run.info.end_time,
         artifact_uri=run.info.artifact_uri,
         datasets=tuple(_dataset_of(entry) for entry in run.inputs.dataset_inputs),
+        is_deleted=run.info.lifecycle_stage == "deleted",
     )
 
 

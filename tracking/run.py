@@ -14,7 +14,6 @@ from pathlib import Path
 from tracking.journal import OUTBOX, Journal, now_ms
 
 METRIC_NAMES = "metric_names.json"
-NOTE = "mlflow.note.content"
 REFUSED_CHARACTERS = re.compile(r"[^/\w.\- :]")
 LONGEST_NAME = 250
 

@@ -34,9 +34,15 @@ __all__ = [
 LOCAL_UI = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 
 
-def open_store(root: Path, uri: str | None = None) -> "Store":
-    """The store, created where it is an sqlite file that is not there yet; StoreError where it does not answer."""
+def open_store(root: Path, uri: str | None = None, *, must_exist: bool = False) -> "Store":
+    """The store; StoreError where it does not answer.
+
+    Where it is an sqlite file that is not there yet, it is created, or RunUnknown with `must_exist`.
+    """
     uri = uri or store_uri(root)
+    database = sqlite_path(uri)
+    if must_exist and database is not None and not database.exists():
+        raise RunUnknown(f"There is no run yet: no tracking store at {uri}. Train one: python train.py")
     return Store(uri, Path(root).resolve(), connect(uri))
 
 
@@ -86,10 +92,15 @@ class Store:
     def end_dead(self, run_id: str) -> bool:
         """Ends a run whose process is dead as KILLED, at its last heartbeat; False where it had ended already."""
         run = self.run(run_id)
-        if run.status != "RUNNING":
+        if run.status != "RUNNING" or run.is_deleted:
             return False
         self.end(run_id, "KILLED", _heartbeat_time(run.tags))
         return True
+
+    def last_train_step(self, run_id: str) -> int:
+        """The highest step whose training metrics the store has; 0 before the first."""
+        with failures(self.uri, f"metrics of run {run_id}"):
+            return max((point.step for point in self.client.get_metric_history(run_id, "train/loss")), default=0)
 
     def find(self, word: str, experiment: str | None = None) -> RunReference:
         """The run (and, for models:/NAME@ALIAS, the checkpoint) that a user's word names; RunUnknown otherwise."""
@@ -147,6 +158,17 @@ class Store:
                 )
             partial.replace(to)
         return to
+
+    def holds(self, checkpoint: StoredCheckpoint) -> bool:
+        """Whether the checkpoint's file is really there: by its hash in a local store, by its size on a server."""
+        folder = local_folder(checkpoint.artifact_location)
+        if folder is not None:
+            stored = folder / CHECKPOINT_FOLDER / CHECKPOINT_FILE
+            return stored.is_file() and sha256_of_file(stored) == checkpoint.sha256
+        with failures(self.uri, f"files of {checkpoint.name}"):
+            files = self.client.list_logged_model_artifacts(checkpoint.model_id, CHECKPOINT_FOLDER)
+        sizes = [entry.file_size for entry in files if entry.path.endswith(CHECKPOINT_FILE)]
+        return checkpoint.size_bytes in sizes
 
     def register(self, checkpoint: StoredCheckpoint, name: str, alias: str) -> str:
         """Registers the checkpoint as a version of the model `name`, sets the alias on it, and returns its URI."""

@@ -75,7 +75,8 @@ def publish(source: Path, entry: dict[str, Any], *, how: str, store: Any) -> str
         if how == "auto" and other not in (None, entry["run_id"]) and RunFolder(other).is_alive():
             return f"not published: run {other} is publishing to models/faster_rcnn (--publish always replaces it)"
         own = other == entry["run_id"] and there.get("sha256") and there.get("role")
-        aside = None if own or is_safe_elsewhere(there, store) else move_aside(workspace.PUBLISHED)
+        known = known_entry(workspace.PUBLISHED)
+        aside = None if own or is_safe_elsewhere(known, store) else move_aside(workspace.PUBLISHED)
         record.put(source, workspace.PUBLISHED, entry)
     kept = f"; what was there exists nowhere else and is kept as {aside.name}" if aside else ""
     return f"published to {workspace.PUBLISHED.relative_to(workspace.ROOT)}{kept}"

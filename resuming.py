@@ -23,7 +23,7 @@ class Position:
     step: int = 0  # optimizer steps done
     batches_done: int = 0  # in the epoch after `epoch`
     best: dict[str, Any] | None = None  # epoch, step, metric, value
-    metrics: dict[str, float] = field(default_factory=dict)  # of the last validation
+    metrics: dict[str, float] = field(default_factory=dict)  # of this position; empty where it was not scored
 
     @property
     def name(self) -> str:

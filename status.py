@@ -77,6 +77,9 @@ def synchronise() -> None:
     from tracking import sender
     from tracking.store import open_store
 
+    if not workspace.run_folders():
+        say("nothing was trained here: there is nothing to send")
+        return
     store = open_store(workspace.ROOT)
     for folder in workspace.run_folders():
         if folder.state().get("tracking_uri") == store.uri and not folder.is_alive():
@@ -101,7 +104,8 @@ def training_state(folders: list[RunFolder]) -> dict[str, Any]:
 
 def asked(uri: str, thoroughly: bool) -> tuple[Any, Any]:
     """What answers questions on a store, and what it takes to name the store: a glance, or mlflow itself."""
-    if not thoroughly:
+    database = connection.sqlite_path(uri)
+    if not thoroughly or (database and not database.exists()):  # mlflow would create it
         return peek, uri
     from tracking import ask
     from tracking.store import open_store

@@ -262,3 +262,13 @@ def test_a_run_that_is_stopped_or_killed_says_so_and_resumes(number, tmp_path, c
     assert store.run(run_id).status == "FINISHED"
     steps = [point.step for point in store.client.get_metric_history(run_id, "train/loss")]
     assert steps == list(range(1, saved["step"] + 3))
+
+
+def test_looking_at_an_empty_repository_creates_nothing(run_here, monkeypatch, tmp_path):
+    monkeypatch.setattr("workspace.ROOT", tmp_path)
+    monkeypatch.setattr("workspace.RUNS", tmp_path / "runs")
+    monkeypatch.setattr("workspace.PUBLISHED", tmp_path / "models" / "faster_rcnn" / "checkpoint.pth")
+    for arguments, code in ((("status.py", "--remote", "--sync"), 1), (("restore.py", "abcd"), 2)):
+        process = run_here(*arguments)
+        assert process.returncode == code and "python train.py" in process.stdout + process.stderr
+    assert not list(tmp_path.rglob("*.db"))

@@ -156,7 +156,7 @@ GENERATED = {
     "fpn_channels": 64,
     "roi_samples": 64,
     "proposals": 200,
-    "epochs": 4,
+    "epochs": 3,
     "batch_size": 4,
     "optimizer": "adamw",
     "lr": 2e-3,

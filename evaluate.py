@@ -199,6 +199,7 @@ def log(store: Any, report: dict[str, Any], checkpoint: dict[str, Any], sha256: 
     evaluation_run = store.log_evaluation(
         values,
         experiment=checkpoint.get("experiment") or "faster-rcnn",
+        run_name=f"{checkpoint.get('run_name') or 'a checkpoint'} on {data.name} {report['split']}",
         source_run_id=run_id,
         checkpoint=stored,
         step=checkpoint.get("step") or 0,

@@ -133,7 +133,7 @@ def test_evaluate_equals_pycocotools_on_what_it_exports(trained, tmp_path):
     assert {(image["width"], image["height"]) for image in truth.dataset["images"]} == {(128, 96)}
     evaluation_run = stored(trained).run(report["evaluation_run_id"])
     assert evaluation_run.metrics["eval/shapes/val/AP"] == pytest.approx(report["metrics"]["AP"])
-    assert evaluation_run.tags["source_run_id"] == trained.run_id
+    assert (evaluation_run.tags["source_run_id"], evaluation_run.name) == (trained.run_id, "small on shapes val")
     assert report["model_id"] in {one.model_id for one in stored(trained).checkpoints(trained.run_id)}
 
 

@@ -287,3 +287,11 @@ def test_environment_names_the_packages():
     found = environment()
     assert "mlflow" in found["packages"] and found["cpus"] >= 1
     assert json.dumps(found) and command_line()
+
+
+def test_untracked_modules_are_logged_and_an_editors_lock_is_no_obstacle(tmp_path):
+    """Emacs leaves a link to nowhere beside every file that is being edited."""
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "loss.py").write_text("mine = 1\n")
+    (tmp_path / ".#loss.py").symlink_to("user@host.1:2")
+    assert code_state(tmp_path)["untracked"] == {"loss.py": "mine = 1\n"}

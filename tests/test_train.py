@@ -12,6 +12,7 @@ import config as options
 import engine
 import evaluate
 import publishing
+import status
 import train
 import workspace
 from config import TrainConfig
@@ -305,3 +306,21 @@ def test_evaluation_takes_classes_in_another_order_and_reports_though_the_store_
     out, errors = capfd.readouterr()
     assert "AP50" in out and "not in MLflow: gone" in errors
     assert json.loads((home / "out" / "metrics.json").read_text())["metrics"] == expected["metrics"]
+
+
+def test_a_failed_run_says_why_and_tags_can_be_added_on_resuming(home, small, monkeypatch):
+    run_id = train.main(replace(small, max_steps=2))
+    train.main(replace(small, max_steps=4, resume=run_id, tag=("note=again",)))
+    assert open_store().run(run_id).tags["note"] == "again"
+    monkeypatch.setattr("train.validate_and_save", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train.main(replace(small, max_steps=1))
+    report = status.main(status.StatusConfig())
+    assert report["training"]["state"] == "failed"
+    assert "division by zero" in status.report_text(report)
+
+
+def test_precision_that_a_cpu_does_not_have_is_replaced_by_fp32(capfd):
+    assert [evaluate.precision_as_in({"amp": amp}, "cpu") for amp in ("off", "bf16", "fp16")] == ["off", "bf16", "off"]
+    assert "scored in fp32" in capfd.readouterr().err
+    assert evaluate.precision_as_in({"amp": "fp16"}, "cuda") == "fp16"

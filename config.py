@@ -145,6 +145,11 @@ class TrainConfig:
             if not pair.partition("=")[0] or "=" not in pair:
                 raise ConfigError(f"--tag takes KEY=VALUE, not {pair!r}")
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """The --tag pairs by key."""
+        return dict(pair.split("=", 1) for pair in self.tag)
+
 
 # What `python train.py` alone runs: small images, few samples and proposals, because they decide a CPU's speed.
 GENERATED = {

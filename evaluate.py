@@ -43,9 +43,7 @@ class EvaluateConfig:
     """Do not write an evaluation run to MLflow."""
 
     def __post_init__(self):
-        if self.run is not None and self.checkpoint is not None:
-            raise options.ConfigError("--run and --checkpoint both say what to score: choose one")
-        workspace.require_run_for(self)
+        workspace.require_one_source(self)
         if self.workers is not None and self.workers < 0:
             raise options.ConfigError(f"--workers must not be negative, not {self.workers}")
         if self.batch_size is not None and self.batch_size < 1:
@@ -93,17 +91,10 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     """Score the checkpoint and return what `--json` prints."""
     import engine
     from data.open import open_data
-    from tracking.store import open_store
 
     if config.output is not None:
         workspace.require_writable(config.output)
-    store = None
-    if config.run is not None or not config.no_log:
-        try:
-            store = open_store(workspace.ROOT, must_exist=config.run is not None)
-        except StoreError as error:
-            hint = "" if config.run else "\nOr score without logging: --no-log"
-            raise StoreError(f"{error}{hint}") from error
+    store = store_for(config)
     with workspace.checkpoint_file(store, config) as path:
         model, checkpoint = workspace.load_detector(path)
         sha256 = record.file_sha256(path)
@@ -152,6 +143,19 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         except StoreError as error:  # the score is there all the same
             say(f"error: the evaluation is not in MLflow: {error}")
     return report
+
+
+def store_for(config: EvaluateConfig) -> Any:
+    """The store to fetch from or to log to; None when neither is asked for."""
+    from tracking.store import open_store
+
+    if config.run is None and config.no_log:
+        return None
+    try:
+        return open_store(workspace.ROOT, must_exist=config.run is not None)
+    except StoreError as error:
+        hint = "" if config.run else "\nOr score without logging: --no-log"
+        raise StoreError(f"{error}{hint}") from error
 
 
 def threads_as_in(training: dict[str, Any]) -> int:

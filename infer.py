@@ -40,9 +40,7 @@ class InferConfig:
     def __post_init__(self):
         if not self.sources:
             raise options.ConfigError("Give images, folders or patterns: python infer.py SOURCE …")
-        if self.run is not None and self.checkpoint is not None:
-            raise options.ConfigError("--run and --checkpoint both say what to use: choose one")
-        workspace.require_run_for(self)
+        workspace.require_one_source(self)
         if not 0 <= self.score_threshold <= 1:
             raise options.ConfigError(f"--score-threshold must be in 0..1, not {self.score_threshold}")
         if self.batch_size < 1:

@@ -13,6 +13,7 @@ import publishing
 import workspace
 from models import record
 from progress import duration, say
+from tracking.journal import REFUSED
 from workspace import RunFolder
 
 DELIVERY_SECONDS = 120.0  # how long a finished run waits for a store that still takes what it is sent
@@ -118,8 +119,9 @@ class LiveRun:
 
     def has_checkpoint(self, name: str) -> bool:
         """Whether that checkpoint is on its way to the store, or there."""
-        stored = self.store.checkpoints(self.info.run_id)
-        return self.tracked.journal.has_checkpoint(name) or any(one.name == name for one in stored)
+        if self.tracked.journal.has_checkpoint(name):
+            return True
+        return any(one.name == name for one in self.store.checkpoints(self.info.run_id))
 
     def log_checkpoint(self, name: str, checkpoint: dict[str, Any], scores: dict[str, float]) -> None:
         """Save a finished epoch's checkpoint, queue it for MLflow, and publish it when it is the best so far."""
@@ -191,7 +193,7 @@ class LiveRun:
     def description(self, status: str) -> str:
         """The run's note in the MLflow UI: the result and what to type next."""
         info, best = self.info, self.position.get("best")
-        by = f" --metric {best['metric']}" if best and best["metric"] != "val/AP" else ""
+        by = workspace.choosing(best) if best else ""
         result = f"best {best['metric']} **{best['value']:.4f}** in {best['name']}" if best else "no validation yet"
         lines = [
             f"{info.architecture['builder']} on {info.dataset['name']} ({', '.join(info.classes)}): {result}.",
@@ -208,7 +210,7 @@ class LiveRun:
         self.sender.stop()
         unsent = self.tracked.journal.unsent()
         if unsent["refused"]:
-            refused = self.folder.path / "journal.refused.jsonl"
+            refused = self.folder.path / REFUSED
             say(
                 f"MLflow refused {unsent['refused']} operations for good: they are kept, with its reasons, in {refused}"
             )

@@ -261,8 +261,7 @@ def run_info(
     """The run's lasting facts; creates the MLflow run unless one is resumed."""
     if run_id is None:
         workspace.require_writable(workspace.RUNS, mend="Make it writable")
-        tags = dict(pair.split("=", 1) for pair in config.tag)
-        run_id, run_name = store.create_run(config.experiment, config.run_name, tags)
+        run_id, run_name = store.create_run(config.experiment, config.run_name, config.tags)
     else:
         run_name = store.run(run_id).name
     return RunInfo(

@@ -14,9 +14,8 @@ def log_beginning(run: LiveRun, job: Job) -> None:
     """Parameters, code, environment, command line and data, into the run's journal."""
     tracked = run.tracked
     if job.resumed:
-        asked_for = dict(pair.split("=", 1) for pair in job.config.tag)
         about = {"resumed_at_step": str(job.position.step), "resumed_by": environment.command_line()}
-        tracked.tags(asked_for | about)
+        tracked.tags(job.config.tags | about)
         return
     machine = environment.environment()
     on_cpu = f"{machine['cpus']} cores of {machine['cpu']}"

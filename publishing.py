@@ -37,9 +37,9 @@ def move_aside(path: Path) -> Path | None:
     return aside
 
 
-def current_entry(path: Path | None = None) -> dict[str, Any]:
-    """What is known of the usable checkpoint at `path`, or models/faster_rcnn; empty when there is none."""
-    verdict = record.inspect(path or workspace.PUBLISHED)
+def current_entry() -> dict[str, Any]:
+    """What is known of the usable checkpoint at models/faster_rcnn; empty when there is none."""
+    verdict = record.inspect(workspace.PUBLISHED)
     return verdict.entry if verdict.state == "ready" else {}
 
 
@@ -75,8 +75,8 @@ def publish(source: Path, entry: dict[str, Any], *, how: str, store: Any) -> str
         if how == "auto" and other not in (None, entry["run_id"]) and RunFolder(other).is_alive():
             return f"not published: run {other} is publishing to models/faster_rcnn (--publish always replaces it)"
         own = other == entry["run_id"] and there.get("sha256") and there.get("role")
-        known = known_entry(workspace.PUBLISHED)
-        aside = None if own or is_safe_elsewhere(known, store) else move_aside(workspace.PUBLISHED)
+        can_go = own or is_safe_elsewhere(known_entry(workspace.PUBLISHED), store)
+        aside = None if can_go else move_aside(workspace.PUBLISHED)
         record.put(source, workspace.PUBLISHED, entry)
     kept = f"; what was there exists nowhere else and is kept as {aside.name}" if aside else ""
     return f"published to {workspace.PUBLISHED.relative_to(workspace.ROOT)}{kept}"

@@ -61,7 +61,7 @@ def target_file(output: Path | None) -> Path:
 def keep_what_is_only_there(target: Path, entry: dict, store: object) -> None:
     """Move the present file aside unless it is the same, or can be had again."""
     there = publishing.known_entry(target)
-    if there.get("sha256") == entry["sha256"] or (there and publishing.is_safe_elsewhere(there, store)):
+    if there.get("sha256") == entry["sha256"] or publishing.is_safe_elsewhere(there, store):
         return
     if aside := publishing.move_aside(target):
         say(f"what was there exists nowhere else: it is kept as {aside}")

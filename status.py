@@ -1,9 +1,11 @@
 """What is the status of the checkpoint file at models/faster_rcnn? Answers at once; writes nothing without --sync."""
 
+import functools
 import json
 import os
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ def main(config: StatusConfig) -> dict[str, Any]:
     path = config.checkpoint.absolute()
     verdict = record.inspect(path, verify=config.verify)
     uri = connection.store_uri(workspace.ROOT)
+    ask = functools.cache(thoroughly if config.remote else quickly)
     folders = workspace.run_folders()
     training = training_state(folders)
     entry = verdict.entry
@@ -57,12 +60,12 @@ def main(config: StatusConfig) -> dict[str, Any]:
         "path": str(path),
         **{key: entry.get(key) for key in ("run_id", "run_name", "experiment")},
         "tracking_uri": entry.get("tracking_uri") or uri,
-        "run_status": run_status(run_id, entry.get("tracking_uri") or uri, config.remote),
+        "run_status": run_status(run_id, entry.get("tracking_uri") or uri, ask),
         **{key: entry.get(key) for key in ("epoch", "epochs", "step", "metrics", "architecture", "classes", "dataset")},
         **{key: entry.get(key) for key in ("sha256", "size_bytes", "resumable", "role")},
         **{
             "pinned": bool(entry.get("pinned")),
-            "best": best_known(recorded_run(path), folders, uri, config.remote),
+            "best": best_known(recorded_run(path), folders, uri, ask),
             "unsent": unsent(folders),
         },
     }
@@ -102,22 +105,30 @@ def training_state(folders: list[RunFolder]) -> dict[str, Any]:
     return {"state": chosen.training(), "run_id": chosen.run_id} | known
 
 
-def asked(uri: str, thoroughly: bool) -> tuple[Any, Any]:
-    """What answers questions on a store, and what it takes to name the store: a glance, or mlflow itself."""
-    database = connection.sqlite_path(uri)
-    if not thoroughly or (database and not database.exists()):  # mlflow would create it
-        return peek, uri
+Ask = Callable[[str], tuple[Any, Any]]  # a store's URI → what answers questions on it, and its first argument there
+
+
+def quickly(uri: str) -> tuple[Any, Any]:
+    """A glance at the store, without mlflow."""
+    return peek, uri
+
+
+def thoroughly(uri: str) -> tuple[Any, Any]:
+    """The store as mlflow opens it, where there is one."""
     from tracking import ask
-    from tracking.store import open_store
+    from tracking.store import RunUnknown, open_store
 
-    return ask, open_store(workspace.ROOT, uri)
+    try:
+        return ask, open_store(workspace.ROOT, uri, must_exist=True)
+    except RunUnknown:
+        return quickly(uri)
 
 
-def run_status(run_id: str | None, uri: str, thoroughly: bool) -> str | None:
+def run_status(run_id: str | None, uri: str, ask: Ask) -> str | None:
     """The run's status in MLflow, where the store knows it."""
     if run_id is None:
         return None
-    look, store = asked(uri, thoroughly)
+    look, store = ask(uri)
     found = look.peek_run(store, run_id)
     return found["status"] if found else None
 
@@ -127,13 +138,13 @@ def recorded_run(path: Path) -> str | None:
     return (record.read_record(path).get("current") or {}).get("run_id")
 
 
-def best_known(recorded: str | None, folders: list[RunFolder], uri: str, thoroughly: bool) -> dict[str, Any] | None:
+def best_known(recorded: str | None, folders: list[RunFolder], uri: str, ask: Ask) -> dict[str, Any] | None:
     """The best checkpoint of the run last put at models/faster_rcnn, else of the newest run here or in the store."""
     for folder in sorted(folders, key=lambda folder: folder.run_id != recorded):
         best = folder.state().get("best")
         if best:
             return {"run_id": folder.run_id} | {key: best.get(key) for key in ("epoch", "metric", "value")}
-    look, store = asked(uri, thoroughly)
+    look, store = ask(uri)
     for run in look.newest_runs(store, 20) or []:
         found = look.peek_checkpoints(store, run["run_id"])
         if found and found.get("best"):

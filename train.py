@@ -235,7 +235,7 @@ def say_where(job: "Job") -> None:
 
 def say_result(job: "Job") -> None:
     best, run_id = job.position.best, job.info.run_id
-    by = "" if best["metric"] == "val/AP" else f" --metric {best['metric']}"
+    by = workspace.choosing(best)
     say(f"run {run_id} ({job.info.run_name}) is finished: best {best['metric']} {best['value']:.4f} in {best['name']}")
     say(f"  restore its best: python restore.py {run_id}{by}")
     split = " --split test" if "test" in job.data.splits else ""

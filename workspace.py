@@ -179,11 +179,10 @@ def fetch(store: Any, word: str, which: str, metric: str, to: Path) -> tuple[Pat
     if folder.state().get("tracking_uri") == store.uri and not folder.is_alive():
         deliver_pending(store, folder)
     known = store.checkpoints(named.run_id)
-    tags = {} if known else store.run(named.run_id).tags
-    if tags.get("kind") == "evaluation":
-        raise WorkspaceError(
-            f"{word} is the evaluation of run {tags.get('source_run_id')}, it has no checkpoint itself"
-        )
+    run = None if known else store.run(named.run_id)
+    if run and run.is_evaluation:
+        source = run.tags.get("source_run_id")
+        raise WorkspaceError(f"{word} is the evaluation of run {source}, it has no checkpoint itself")
     registered = [one for one in known if one.model_id == named.model_id]
     stored = registered[0] if registered else select(known, which, metric, named.run_id)
     return store.download(stored, to), stored
@@ -200,7 +199,8 @@ def end_dead_runs(store: Any) -> list[RunFolder]:
     """Mark runs of this machine that died as KILLED, in run.json and in the store; returns their folders."""
     ended = []
     for folder in run_folders():
-        if folder.state().get("state") == "running" and folder.state().get("tracking_uri") == store.uri:
+        state = folder.state()
+        if state.get("state") == "running" and state.get("tracking_uri") == store.uri:
             with contextlib.suppress(WorkspaceError), folder.locked():  # refused: it lives
                 if _end_dead(store, folder):
                     ended.append(folder)
@@ -234,6 +234,11 @@ def require_writable(folder: Path, mend: str = "Choose another --output") -> Non
         raise WorkspaceError(f"The folder {folder} cannot be written. {mend}")
 
 
+def choosing(best: dict[str, Any]) -> str:
+    """The option that makes restore.py and evaluate.py choose what training called its best."""
+    return "" if best["metric"] == "val/AP" else f" --metric {best['metric']}"
+
+
 def introduce(entry: dict[str, Any]) -> str:
     """A checkpoint in one line: run, epoch, data, score."""
     run = entry.get("run_id")
@@ -250,8 +255,10 @@ def introduce(entry: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def require_run_for(config: Any) -> None:
-    """WorkspaceError when --which or --metric choose among the checkpoints of no RUN."""
+def require_one_source(config: Any) -> None:
+    """WorkspaceError when --run, --checkpoint, --which and --metric do not name one checkpoint together."""
+    if config.run is not None and config.checkpoint is not None:
+        raise WorkspaceError("--run and --checkpoint both name a checkpoint: choose one")
     if config.run is None and (config.which, config.metric) != ("best", "val/AP"):
         raise WorkspaceError("--which and --metric choose among the checkpoints of a RUN: give --run")
 

@@ -19,6 +19,9 @@ SMALL = (
     *("--warmup-steps", "2", "--workers", "0", "--device", "cpu"),
 )
 
+REAL_DATA = os.environ.get("REAL_DATA")
+needs_real_data = pytest.mark.skipif(not REAL_DATA, reason="REAL_DATA names no folder with bccd/ and facemask/")
+
 Script = Callable[..., subprocess.CompletedProcess]
 
 

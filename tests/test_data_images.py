@@ -1,6 +1,5 @@
 """The one decode function: every kind of file becomes the RGB a viewer shows, and damage is never silent."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,7 @@ from PIL import Image, ImageOps
 
 from data.images import displayed_size, displayed_sizes, read_image
 from data.records import DataError
-
-REAL_DATA = os.environ.get("REAL_DATA")
+from tests.conftest import REAL_DATA, needs_real_data
 
 
 def photo(height=48, width=64):
@@ -122,7 +120,7 @@ def test_sizes_come_in_order_and_errors_together(tmp_path):
         displayed_sizes(paths)
 
 
-@pytest.mark.skipif(not REAL_DATA, reason="REAL_DATA names no folder with bccd/ and facemask/")
+@needs_real_data
 def test_real_photos_equal_pillows():
     folders = ["bccd/BCCD/JPEGImages", "facemask/train2017"]
     for path in [path for folder in folders for path in sorted((Path(REAL_DATA) / folder).iterdir())[::40]]:

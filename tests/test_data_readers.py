@@ -1,7 +1,6 @@
 """Readers: what is recognised, what is refused by name, what is kept, and that reading needs no torch."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +11,7 @@ from PIL import Image
 
 from data.open import open_data
 from data.records import DataError
-
-REAL_DATA = os.environ.get("REAL_DATA")
-needs_real_data = pytest.mark.skipif(not REAL_DATA, reason="REAL_DATA names no folder with bccd/ and facemask/")
+from tests.conftest import REAL_DATA, needs_real_data
 
 
 def write_image(path, size=(40, 30), **options):

@@ -1,7 +1,6 @@
 """The questions of tracking.peek, asked through mlflow: any kind of store, for as long as it takes."""
 
 from tracking.errors import RunUnknown
-from tracking.evaluation import EVALUATION
 from tracking.records import StoredRun
 from tracking.store import Store
 
@@ -31,7 +30,7 @@ def peek_checkpoints(store: Store, run_id: str, metric: str = "val/AP") -> dict:
 def newest_runs(store: Store, limit: int = 8) -> list[dict]:
     """As tracking.peek.newest_runs."""
     found = store.newest_runs(8 * limit)  # evaluations among them
-    return [_answer(run) for run in found if run.tags.get("kind") != EVALUATION][:limit]
+    return [_answer(run) for run in found if not run.is_evaluation][:limit]
 
 
 def _answer(run: StoredRun) -> dict:

@@ -7,10 +7,8 @@ from pathlib import Path
 from tracking.deliver import deliver
 from tracking.errors import StoreError
 from tracking.journal import Journal
-from tracking.records import StoredCheckpoint
+from tracking.records import EVALUATION, StoredCheckpoint
 from tracking.run import Dataset, TrackedRun
-
-EVALUATION = "evaluation"  # the tag `kind` that tells such runs from trainings
 
 
 def log_evaluation(

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from tracking.errors import RunUnknown
+from tracking.records import EVALUATION
 
 SHORTEST_PREFIX = 4
 MOST_LISTED = 8
@@ -87,7 +88,7 @@ def _find_registered(client, word: str) -> RunReference:
 
 def _unknown(client, word: str, experiment: str | None, experiment_ids: list[str]) -> str:
     newest = _search(client, experiment_ids, "", 8 * MOST_LISTED) if experiment_ids else []
-    newest = [run for run in newest if run.data.tags.get("kind") != "evaluation"][:MOST_LISTED]
+    newest = [run for run in newest if run.data.tags.get("kind") != EVALUATION][:MOST_LISTED]
     place = f" in experiment {experiment!r}" if experiment else ""
     if not newest:
         return f"No run {word!r}{place}: there are no runs yet. Start one: python train.py"

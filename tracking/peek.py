@@ -10,11 +10,11 @@ import urllib.parse
 import urllib.request
 
 from tracking.connection import is_server, sqlite_path
+from tracking.records import EVALUATION
 
 SERVER_SECONDS = 0.3
 BUSY_SECONDS = 0.05  # as long as to wait for a writer's lock
 READY = 2  # mlflow's LoggedModelStatus in its database
-EVALUATION = "evaluation"
 
 RUN_COLUMNS = """
     SELECT r.run_uuid AS run_id, r.name, r.status, e.name AS experiment, r.start_time, r.end_time,

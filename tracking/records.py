@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+EVALUATION = "evaluation"  # the tag `kind` that tells an evaluation's run from a training
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredRun:
@@ -20,6 +22,10 @@ class StoredRun:
     artifact_uri: str
     datasets: tuple[dict, ...] = ()  # name, digest, source, context
     is_deleted: bool = False
+
+    @property
+    def is_evaluation(self) -> bool:
+        return self.tags.get("kind") == EVALUATION
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,8 @@ class TrainConfig:
     """Images are resized to this shorter side …. [the model's own, mostly 800]"""
     image_max_size: Int = None
     """… unless the longer side would pass this. [the model's own, mostly 1333]"""
+    multi_scale: Ints = None
+    """Further shorter sides that training draws from, image by image; scores use --image-min-size. [none]"""
     anchor_sizes: Ints = None
     """Anchor side in pixels for each feature level, finest first. [the model's own]"""
     fpn_channels: Int = None
@@ -76,11 +78,13 @@ class TrainConfig:
     max_steps: Int = None
     """Stop after this many optimizer steps in all, with a last evaluation and checkpoint."""
     batch_size: Int = None
-    """Images in a step. [4]"""
+    """Images in a batch. [4]"""
+    accumulate: int = 1
+    """Batches whose mean gradient makes one optimizer step."""
     optimizer: Annotated[Literal["sgd", "adamw"] | None, tyro.conf.arg(help_behavior_hint="")] = None
     """SGD with momentum, or AdamW. [sgd]"""
     lr: Float = None
-    """Learning rate, never scaled when given. [sgd: 0.00125 × batch size, torchvision's 0.02 for 16; adamw: 1e-4]"""
+    """Learning rate; a given one is not scaled. [sgd: 0.00125 × images in a step, as torchvision; adamw: 1e-4]"""
     momentum: float = 0.9
     """Of SGD."""
     weight_decay: Float = None
@@ -95,8 +99,10 @@ class TrainConfig:
     """Clip the gradient to this norm. [off]"""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Mixed precision."""
+    ema: Float = None
+    """Score and keep the weights' exponential moving average, of this decay (0.999); raw ones go on training. [off]"""
     augmentation: Text = None
-    """none, flip, dihedral (flips and quarter turns), standard or strong. [flip]"""
+    """none, flip, dihedral (flips and quarter turns), standard, strong, or an Albumentations file (A.save). [flip]"""
     seed: int = 0
     """Every random draw follows from it, whatever the number of workers."""
 
@@ -108,6 +114,8 @@ class TrainConfig:
     """Epochs between validations; the last epoch is always validated."""
     best_metric: str = "val/AP"
     """The validation metric that makes a checkpoint the best; the higher the better."""
+    patience: Int = None
+    """Stop early when this many validations in a row have not beaten the best. [off]"""
     checkpoint_every: str = "10m"
     """Also write the resumable last.pth in mid-epoch: 500 (steps) or 10m (minutes)."""
     publish: Literal["auto", "always", "never"] = "auto"
@@ -119,12 +127,21 @@ class TrainConfig:
     """Readable name of the run. [made by MLflow]"""
     tag: Annotated[tuple[str, ...], Repeated] = ()
     """KEY=VALUE for the MLflow run; repeat the flag for more."""
+    group: Text = None
+    """What this run repeats with another seed, say: the runs of a group are seen together."""
     resume: Text = None
-    """Continue this RUN (ID, unique prefix or name) in its own MLflow run."""
+    """Continue this RUN (ID, prefix or name) in its own MLflow run; `auto`: the run of --run-name, or start that."""
+    from_run: Text = None
+    """A new run with this RUN's configuration, flags overriding; says where code or data differ."""
+    strict: bool = False
+    """With --from-run: refuse where code or data differ."""
+    dry_run: bool = False
+    """Check everything and time one step of the largest batch, then stop: nothing is tracked or saved."""
 
     def __post_init__(self):
         positive = ("epochs", "max_steps", "batch_size", "lr", "image_min_size", "image_max_size", "fpn_channels")
-        for name in (*positive, "roi_samples", "proposals", "clip_norm", "evaluate_every"):
+        positive += ("roi_samples", "proposals", "clip_norm", "evaluate_every", "accumulate", "patience")
+        for name in positive:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{flag(name)} must be above 0, not {value}")
@@ -138,6 +155,14 @@ class TrainConfig:
             raise ConfigError(f"--image-min-size {self.image_min_size} is above --image-max-size {self.image_max_size}")
         if self.backbone_weights is not None and self.weights not in (None, "none", "backbone"):
             raise ConfigError(f"--backbone-weights and --weights {self.weights} both give the backbone: choose one")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"--ema is a decay between 0 and 1, such as 0.999, not {self.ema}")
+        if any(side < 1 for side in self.multi_scale or ()):
+            raise ConfigError(f"--multi-scale takes sides in pixels, not {list(self.multi_scale)}")
+        if self.resume == "auto" and not self.run_name:
+            raise ConfigError("--resume auto continues the run of a name, or starts it: give --run-name NAME")
+        if self.strict and self.from_run is None:
+            raise ConfigError("--strict compares with the run of --from-run: give that too")
         if not self.experiment.strip():
             raise ConfigError("--experiment needs a name")
         parse_interval(self.checkpoint_every)
@@ -147,8 +172,9 @@ class TrainConfig:
 
     @property
     def tags(self) -> dict[str, str]:
-        """The --tag pairs by key."""
-        return dict(pair.split("=", 1) for pair in self.tag)
+        """The --tag pairs by key, and the group."""
+        group = {} if self.group is None else {"group": self.group}
+        return group | dict(pair.split("=", 1) for pair in self.tag)
 
 
 # What `python train.py` alone runs: small images, few samples and proposals, because they decide a CPU's speed.
@@ -195,7 +221,7 @@ def resolved(config: TrainConfig, *, cores: int) -> tuple[TrainConfig, dict[str,
         "batch_size": batch_size,
         "optimizer": optimizer,
         "schedule": "multistep",
-        "lr": 0.00125 * batch_size if optimizer == "sgd" else 1e-4,
+        "lr": 0.00125 * batch_size * config.accumulate if optimizer == "sgd" else 1e-4,
         "weight_decay": 1e-4 if optimizer == "sgd" else 0.05,
         "warmup_steps": 500,
         "augmentation": "flip",
@@ -207,7 +233,10 @@ def resolved(config: TrainConfig, *, cores: int) -> tuple[TrainConfig, dict[str,
     return replace(config, **chosen), chosen
 
 
-MAY_CHANGE = ("epochs", "max_steps", "device", "workers", "checkpoint_every", "publish", "resume", "tag")
+MAY_CHANGE = (
+    *("epochs", "max_steps", "patience", "device", "workers", "checkpoint_every", "publish", "tag"),
+    *("resume", "from_run", "strict", "dry_run"),
+)
 
 
 def for_resume(stored: TrainConfig, asked: TrainConfig) -> TrainConfig:
@@ -221,6 +250,20 @@ def for_resume(stored: TrainConfig, asked: TrainConfig) -> TrainConfig:
         told = ", ".join(f"{flag(name)} ({getattr(stored, name)} → {getattr(asked, name)})" for name in refused)
         raise ConfigError(f"A resumed run keeps its configuration; these cannot change: {told}. Start a new run")
     return asked
+
+
+def to_repeat(stored: TrainConfig, defaults: Sequence[str], *, cores: int) -> TrainConfig:
+    """A run's configuration for another run; `defaults` names what was left open then.
+
+    That is left open again, so that it follows today's flags (the rate the batch size, say), unless today's rule
+    gives another value than it did.
+    """
+    opened = replace(stored, **{name: None for name in defaults if hasattr(stored, name)})
+    again = resolved(opened, cores=cores)[0]
+    # Workers follow the machine, and the warm-up was cut to the data's epoch.
+    settled = [name for name in defaults if name not in ("workers", "warmup_steps") and hasattr(stored, name)]
+    kept = {name: getattr(stored, name) for name in settled if getattr(again, name) != getattr(stored, name)}
+    return replace(opened, run_name=None, resume=None, strict=False, dry_run=False, **kept)
 
 
 def absolute(data: str) -> str:

@@ -1,8 +1,11 @@
 """Training steps and predictions: generators that the scripts drive. Nothing here logs or saves."""
 
 import contextlib
+import itertools
 import math
+import statistics
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+Batch = tuple[list[Tensor], list[dict[str, Any]]]
 
 
 class NonFiniteLoss(RuntimeError):
@@ -29,9 +35,10 @@ class Step:
     """One finished optimizer step."""
 
     index: int  # optimizer steps done in the run, this one included
-    losses: dict[str, float]  # `loss` is their sum
+    losses: dict[str, float]  # `loss` is their sum; means over the step's batches
     gradient_norm: float  # before clipping
     learning_rate: float
+    batches: int  # whose gradients it took
     images: int
     seconds: float  # the whole step
     data_seconds: float  # of these, waiting for the loader
@@ -44,7 +51,7 @@ def seed_of(*numbers: int) -> int:
 
 def train_steps(
     model: nn.Module,
-    batches: Iterable[tuple[list[Tensor], list[dict[str, Any]]]],
+    batches: Iterable[Batch],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     scaler: torch.amp.GradScaler,
@@ -54,43 +61,60 @@ def train_steps(
     device: torch.device,
     amp: torch.dtype | None = None,
     clip_norm: float | None = None,
+    accumulate: int = 1,
+    average: AveragedModel | None = None,
 ) -> Iterator[Step]:
     """Train on `batches` of (uint8 images, targets), yielding after every optimizer step.
 
-    Each step first seeds torch from (seed, step): dropout and the like need no saved generator state.
-    NonFiniteLoss is raised before the weights are touched.
+    A step takes the mean gradient of `accumulate` batches (of those that are left, at the end), and its weights enter
+    `average`. Each batch first seeds torch from (seed, step, batch): dropout and the like need no saved generator
+    state. NonFiniteLoss is raised before the weights are touched.
     """
     model.train()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     started = time.perf_counter()
-    for index, (images, targets) in enumerate(batches, start=steps_done + 1):
+    for index, group in enumerate(_groups(batches, accumulate), start=steps_done + 1):
         data_seconds = time.perf_counter() - started
-        torch.manual_seed(seed_of(seed, index, 0, 0))  # (seed, step, micro-batch, rank)
-        with autocast(device, amp):
-            losses = model([to_float(image, device) for image in images], to_device(targets, device))
-            total = torch.stack(list(losses.values())).sum()
-        values = _finite_losses(losses, total, index, targets)
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(total).backward()
+        losses_of_batches = []
+        for number, (images, targets) in enumerate(group):
+            torch.manual_seed(seed_of(seed, index, number, 0))  # (seed, step, micro-batch, rank)
+            with autocast(device, amp):
+                losses = model([to_float(image, device) for image in images], to_device(targets, device))
+                total = torch.stack(list(losses.values())).sum()
+            losses_of_batches.append(_finite_losses(losses, total, index, targets))
+            scaler.scale(total / len(group)).backward()
+        values = {name: statistics.fmean(one[name] for one in losses_of_batches) for name in losses_of_batches[0]}
         scaler.unscale_(optimizer)
         norm = float(nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm))
         if not math.isfinite(norm) and not scaler.is_enabled():  # a scaler skips such a step and lowers its scale
+            targets = [target for _, targets in group for target in targets]
             raise NonFiniteLoss(f"The gradient of step {index} is {norm}", step=index, losses=values, targets=targets)
         learning_rate = optimizer.param_groups[0]["lr"]
         scaler.step(optimizer)
         scaler.update()
-        schedule.step()
+        with warnings.catch_warnings(action="ignore"):  # torch warns where a scaler skips the first step
+            schedule.step()
+        if average is not None:
+            average.update_parameters(model)
         now = time.perf_counter()
         yield Step(
             index=index,
             losses=values,
             gradient_norm=norm,
             learning_rate=learning_rate,
-            images=len(images),
+            batches=len(group),
+            images=sum(len(images) for images, _ in group),
             seconds=now - started,
             data_seconds=data_seconds,
         )
         started = time.perf_counter()
+
+
+def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    iterator = iter(batches)
+    while group := list(itertools.islice(iterator, size)):
+        yield group
 
 
 def _finite_losses(losses: dict[str, Tensor], total: Tensor, index: int, targets: Sequence[dict]) -> dict[str, float]:
@@ -115,7 +139,7 @@ class Detections:
 
 def predict(
     model: nn.Module,
-    batches: Iterable[tuple[list[Tensor], list[dict]]],
+    batches: Iterable[Batch],
     *,
     device: torch.device,
     amp: torch.dtype | None = None,
@@ -173,6 +197,25 @@ def build_optimizer(
     if name == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy of `model` whose weights follow it as an exponential moving average; `.module` is the detector.
+
+    The decay warms up as min(decay, (1 + n) / (10 + n)) after n steps, so that short runs do not average their random
+    beginning (TensorFlow's ExponentialMovingAverage with num_updates). Statistics of batch norms are averaged too,
+    as in torchvision's references.
+    """
+
+    @torch.no_grad()
+    def follow(averages: list[Tensor], current: list[Tensor], updates: Tensor) -> None:
+        if averages[0].is_floating_point():
+            done = int(updates)
+            torch._foreach_lerp_(averages, current, 1 - min(decay, (1 + done) / (10 + done)))
+        else:  # counters
+            torch._foreach_copy_(averages, current)
+
+    return AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
 
 
 def learning_rate_factor(

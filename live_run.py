@@ -5,7 +5,7 @@ import gzip
 import json
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -40,17 +40,17 @@ class RunInfo:
     classes: tuple[str, ...]
     architecture: dict[str, Any]
     dataset: dict[str, Any]  # name, fingerprint, split_fingerprints
-    evaluation: dict[str, Any]  # what the validation score depends on: batch_size, amp, threads
+    evaluation: dict[str, Any]  # what the validation score depends on: batch_size, amp, threads, averaged
     epochs: int
     total_steps: int
     steps_per_epoch: int
     code_version: str | None
+    code_digest: str | None  # of what is not in that commit
+    packages: dict[str, str]
+    defaults: tuple[str, ...]  # the options that were left open
 
     def in_checkpoint(self) -> dict[str, Any]:
-        keys = ("run_id", "run_name", "experiment", "tracking_uri", "config", "architecture", "dataset", "evaluation")
-        values = {key: getattr(self, key) for key in keys}
-        counts = {"epochs": self.epochs, "steps_per_epoch": self.steps_per_epoch}
-        return values | counts | {"classes": list(self.classes), "code_version": self.code_version}
+        return {key: value for key, value in asdict(self).items() if key != "total_steps"}
 
 
 class LiveRun:

@@ -1,29 +1,28 @@
 """Everything of a training run before its first step: data, model, starting weights, optimizer, where it continues."""
 
 import os
-import tempfile
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 import config as options
 import engine
 import metrics
+import resuming
 import workspace
+from building import build_architecture, build_model, optimization
 from config import TrainConfig
 from data.dataset import DetectionDataset
 from data.open import open_data
 from data.records import DetectionData
 from data.sampling import EpochBatches
-from data.transforms import build_transform
+from data.transforms import build_transform, read_augmentation
 from live_run import RunInfo
-from models import checkpoint as checkpoints
-from models import detector, weights
 from models.record import FORMAT
 from progress import say
-from resuming import Position, differences, receipt, restore, resumable_checkpoint, stored_config
+from resuming import Position
 from tracking import environment
 from tracking.store import Store, open_store
 
@@ -32,6 +31,7 @@ from tracking.store import Store, open_store
 class Plan:
     """The length of the run in optimizer steps."""
 
+    batches_per_epoch: int
     steps_per_epoch: int
     total_steps: int  # of all epochs: the learning-rate schedule follows these
     last_step: int  # where this run ends: total_steps, or --max-steps
@@ -56,6 +56,7 @@ class Job:
     device: torch.device
     amp: torch.dtype | None
     model: torch.nn.Module
+    average: AveragedModel | None  # the weights' moving average, under --ema
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
@@ -64,18 +65,24 @@ class Job:
     resumed: bool
     notes: list[str]  # how the weights were loaded, what differs since the run began
 
+    @property
+    def scored_model(self) -> torch.nn.Module:
+        """The model with the weights that are validated and kept."""
+        return self.model if self.average is None else self.average.module
+
 
 def prepare(config: TrainConfig) -> Job:
     """Check and build everything; the MLflow run is created last, so that bad input leaves nothing half-made."""
     store = open_store(workspace.ROOT)
     say(f"tracking: {store.uri}")
-    for dead in workspace.end_dead_runs(store):
+    for dead in [] if config.dry_run else workspace.end_dead_runs(store):
         say(f"run {dead.run_id} had died; it is marked KILLED; {dead.continuation()}")
-    config = replace(config, data=options.absolute(config.data))
-    run_id = (workspace.local_run(config.resume) or store.find_run(config.resume)) if config.resume else None
+    config = replace(config, data=options.absolute(config.data), augmentation=read_augmentation(config.augmentation))
+    run_id = resuming.run_to_resume(store, config)
     if run_id:
         workspace.RunFolder(run_id).require_idle()
-        config, defaults = options.for_resume(stored_config(store, run_id), config), {}
+        facts = resuming.stored_facts(store, run_id)
+        config, defaults = options.for_resume(options.from_plain(facts["config"]), config), {}
     else:
         config, defaults = options.resolved(config, cores=os.cpu_count() or 1)
     device = engine.choose_device(config.device)
@@ -84,29 +91,37 @@ def prepare(config: TrainConfig) -> Job:
     data = open_data(config.data)
     say("\n".join([*data.describe(), *named(data.defects)]))
     require_metric(config.best_metric, data)
+    code = environment.code_state(workspace.ROOT)
     model, architecture, notes = build_model(config, data.classes, store, fresh=run_id is None)
     amp = engine.amp_dtype(config.amp, device)
     engine.place(model, device, amp)
+    average = None if config.ema is None else engine.averaged(model, config.ema)
     order = EpochBatches(data.records("train"), batch_size=config.batch_size, seed=config.seed)
-    plan = make_plan(config, steps_per_epoch=len(order.batches(0)))
+    plan = make_plan(config, batches_per_epoch=len(order.batches(0)))
     if "warmup_steps" in defaults:  # at most one epoch, unless the user says otherwise
         defaults["warmup_steps"] = min(config.warmup_steps, plan.steps_per_epoch)
         config = replace(config, warmup_steps=defaults["warmup_steps"])
+    if config.from_run and run_id is None:
+        config = replace(config, from_run=workspace.local_run(config.from_run) or store.find_run(config.from_run))
+        notes += resuming.repetition(store, config, data, code)
     if defaults:
         say("chosen by default: " + ", ".join(f"{name} {value}" for name, value in sorted(defaults.items())))
-    optimizer, schedule = optimization(config, plan, model)
+    optimizer, schedule = optimization(
+        config, model, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
+    )
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-    position, code = Position(), environment.code_state(workspace.ROOT)
+    position = Position()
     if run_id:
-        saved = resumable_checkpoint(store, run_id)
+        saved = resuming.resumable_checkpoint(store, run_id)
         workspace.require_same_classes(saved, data.classes)
         require_same_steps(saved, plan)
-        position = restore(saved, model, optimizer, schedule, scaler)
-        notes += differences(saved, data, code, threads=torch.get_num_threads())
-        say(receipt(saved, position))
+        position = resuming.restore(saved, model, optimizer, schedule, scaler, average)
+        notes += resuming.differences(saved, data, code, threads=torch.get_num_threads())
+        say(resuming.receipt(saved, position))
     for note in notes:
         say(note)
-    info = run_info(config, store, run_id, data, architecture, plan, code)
+    left_open = tuple(sorted(defaults)) if run_id is None else tuple(facts.get("defaults", ()))
+    info = run_info(config, store, run_id, data, architecture, plan, code, left_open)
     return Job(
         config=config,
         defaults=defaults,
@@ -119,6 +134,7 @@ def prepare(config: TrainConfig) -> Job:
         device=device,
         amp=amp,
         model=model,
+        average=average,
         optimizer=optimizer,
         schedule=schedule,
         scaler=scaler,
@@ -164,89 +180,11 @@ def validation_metrics(scores: dict[str, Any]) -> dict[str, float]:
     return overall | {f"val/AP/{name}": values["AP"] for name, values in scores["per_class"].items()}
 
 
-def build_architecture(config: TrainConfig, *, num_classes: int) -> dict[str, Any]:
-    """The detector's builder and keyword arguments; ModelError names a wrong one."""
-    # torchvision's COCO weights for this model were trained with an eps of zero; ImageNet's were not.
-    return detector.resolve_architecture(
-        config.model,
-        num_classes=num_classes,
-        trainable_layers=config.trainable_layers,
-        norm=config.norm,
-        norm_eps=1e-5 if config.weights == "backbone" and config.model == "fasterrcnn_resnet50_fpn" else None,
-        image_min_size=config.image_min_size,
-        image_max_size=config.image_max_size,
-        anchor_sizes=None if config.anchor_sizes is None else list(config.anchor_sizes),
-        fpn_channels=config.fpn_channels,
-        roi_samples=config.roi_samples,
-        proposals=config.proposals,
-        score_threshold=config.score_threshold,
-    )
-
-
-def build_model(
-    config: TrainConfig, classes: tuple[str, ...], store: Store, *, fresh: bool
-) -> tuple[torch.nn.Module, dict[str, Any], list[str]]:
-    """The detector with its starting weights (random until restored when not `fresh`), its architecture, and notes."""
-    architecture = build_architecture(config, num_classes=len(classes) + 1)
-    torch.manual_seed(engine.seed_of(config.seed))
-    model = detector.build(architecture)
-    notes = load_starting_weights(model, architecture, config, classes, store) if fresh else []
-    return model, architecture, notes
-
-
-def load_starting_weights(
-    model: torch.nn.Module, architecture: dict[str, Any], config: TrainConfig, classes: tuple[str, ...], store: Store
-) -> list[str]:
-    """--weights coco|backbone|none|FILE|RUN and --backbone-weights FILE; says what was loaded and what was not."""
-    if config.backbone_weights is not None:
-        if not config.backbone_weights.is_file():
-            raise options.ConfigError(f"--backbone-weights: there is no file {config.backbone_weights}")
-        state = checkpoints.load(config.backbone_weights)["model_state_dict"]
-        return [str(weights.load_backbone(model, architecture, state))]
-    if config.weights == "none":
-        return ["weights: random"]
-    if config.weights == "backbone":
-        return [str(weights.load_backbone(model, architecture, weights.backbone_state(config.model)))]
-    if config.weights == "coco":
-        state, names = weights.coco_state(config.model)
-    else:
-        saved = checkpoint_named(config.weights, store)
-        state, names = saved["model_state_dict"], saved.get("classes")
-    return [str(weights.load_matching(model, state, classes_from=names, classes_to=classes))]
-
-
-def checkpoint_named(word: str, store: Store) -> dict[str, Any]:
-    """A checkpoint by its file's path, or a RUN's best."""
-    if Path(word).is_file():
-        return checkpoints.load(Path(word))
-    with tempfile.TemporaryDirectory(prefix="weights-") as folder:
-        path, _ = workspace.fetch(store, word, "best", "val/AP", Path(folder) / "checkpoint.pth")
-        return checkpoints.load(path)
-
-
-def make_plan(config: TrainConfig, *, steps_per_epoch: int) -> Plan:
-    total = config.epochs * steps_per_epoch
-    return Plan(steps_per_epoch=steps_per_epoch, total_steps=total, last_step=min(total, config.max_steps or total))
-
-
-def optimization(
-    config: TrainConfig, plan: Plan, model: torch.nn.Module
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """The optimizer and its learning rate by step."""
-    optimizer = engine.build_optimizer(
-        model, config.optimizer, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
-
-    def factor(step: int) -> float:
-        return engine.learning_rate_factor(
-            step,
-            schedule=config.schedule,
-            warmup_steps=config.warmup_steps,
-            total_steps=plan.total_steps,
-            milestone_steps=[epoch * plan.steps_per_epoch for epoch in config.milestones or ()],
-        )
-
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+def make_plan(config: TrainConfig, *, batches_per_epoch: int) -> Plan:
+    steps = -(-batches_per_epoch // config.accumulate)  # the last step of an epoch takes the batches that are left
+    total = config.epochs * steps
+    last = min(total, config.max_steps or total)
+    return Plan(batches_per_epoch=batches_per_epoch, steps_per_epoch=steps, total_steps=total, last_step=last)
 
 
 def run_info(
@@ -257,9 +195,12 @@ def run_info(
     architecture: dict,
     plan: Plan,
     code: dict,
+    defaults: tuple[str, ...],
 ) -> RunInfo:
-    """The run's lasting facts; creates the MLflow run unless one is resumed."""
-    if run_id is None:
+    """The run's lasting facts; creates the MLflow run unless one is resumed, or this is a rehearsal."""
+    if config.dry_run:
+        run_id, run_name = "dry-run", config.run_name or "dry-run"
+    elif run_id is None:
         workspace.require_writable(workspace.RUNS, mend="Make it writable")
         run_id, run_name = store.create_run(config.experiment, config.run_name, config.tags)
     else:
@@ -277,23 +218,37 @@ def run_info(
             "fingerprint": data.fingerprint,
             "split_fingerprints": {split: data.split_fingerprint(split) for split in data.splits},
         },
-        evaluation={"batch_size": config.batch_size, "amp": config.amp, "threads": torch.get_num_threads()},
+        evaluation={
+            "batch_size": config.batch_size,
+            "amp": config.amp,
+            "threads": torch.get_num_threads(),
+            "averaged": config.ema is not None,
+        },
         epochs=config.epochs,
         total_steps=plan.last_step,
         steps_per_epoch=plan.steps_per_epoch,
         code_version=code["commit"],
+        code_digest=environment.code_digest(code),
+        packages=environment.decisive_packages(),
+        defaults=defaults,
     )
 
 
 def snapshot(job: Job) -> dict[str, Any]:
     """The whole state of the run as plain data: DESIGN of the checkpoint file, see models/faster_rcnn/README.md."""
+    raw = {} if job.average is None else {"raw_model_state_dict": weights_of(job.model)}
     return {
         "format": FORMAT,
         **asdict(job.position),
         **job.info.in_checkpoint(),
-        # The layout that is fast here is no part of the weights.
-        "model_state_dict": {key: value.contiguous() for key, value in job.model.state_dict().items()},
+        "model_state_dict": weights_of(job.scored_model),
+        **raw,
         "optimizer_state_dict": job.optimizer.state_dict(),
         "scheduler_state_dict": job.schedule.state_dict(),
         "scaler_state_dict": job.scaler.state_dict(),
     }
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    # The layout that is fast here is no part of the weights.
+    return {key: value.contiguous() for key, value in model.state_dict().items()}

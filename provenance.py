@@ -1,39 +1,61 @@
 """What a run's result came from, written into the run: options, code, machine, command and data."""
 
+import hashlib
 import json
+from typing import Any
 
 import torch
 
 import metrics
 from live_run import LiveRun
 from prepare import Job
+from resuming import FACTS
 from tracking import environment
+from tracking.run import TrackedRun
 
 
 def log_beginning(run: LiveRun, job: Job) -> None:
     """Parameters, code, environment, command line and data, into the run's journal."""
     tracked = run.tracked
     if job.resumed:
-        about = {"resumed_at_step": str(job.position.step), "resumed_by": environment.command_line()}
-        tracked.tags(job.config.tags | about)
+        step = job.position.step
+        tracked.tags(job.config.tags | {"resumed_at_step": str(step), "resumed_by": environment.command_line()})
+        said = "\n".join([environment.command_line(), *job.notes])
+        tracked.text(said + "\n", f"code/resumed-at-step-{step:06d}.txt")
+        log_code(tracked, job.code, f"code/resumed-at-step-{step:06d}")
         return
     machine = environment.environment()
     on_cpu = f"{machine['cpus']} cores of {machine['cpu']}"
     tracked.tags({"hardware": on_cpu if job.device.type == "cpu" else torch.cuda.get_device_name(job.device)})
-    tracked.params({name: value for name, value in job.info.config.items() if name not in ("resume", "tag")})
+    tracked.params({name: short(value) for name, value in job.info.config.items() if name not in ("resume", "tag")})
     tracked.params({f"architecture/{name}": value for name, value in job.info.architecture["kwargs"].items()})
     tracked.params({"defaults_chosen": ", ".join(sorted(job.defaults)), "classes": ", ".join(job.data.classes)})
     tracked.text(environment.command_line() + "\n", "code/command.txt")
     tracked.text(json.dumps(job.info.config, indent=1), "config.json")
+    tracked.text(json.dumps(job.info.in_checkpoint(), indent=1), FACTS)
     tracked.text(json.dumps(machine, indent=1), "code/environment.json")
     tracked.text("\n".join(job.notes) + "\n", "code/starting_weights.txt")
-    if job.code["diff"]:
-        tracked.text(job.code["diff"], "code/uncommitted.diff")
-    for name, text in job.code["untracked"].items():
-        tracked.text(text, f"code/untracked/{name}")
+    log_code(tracked, job.code, "code")
+    if job.config.augmentation.startswith("{"):
+        tracked.text(job.config.augmentation, "augmentation.json")
     tracked.tags({f"mlflow.source.git.{key}": job.code[key] for key in ("commit", "branch") if job.code[key]})
     for split, context in (("train", "training"), ("val", "validation")):
         name = f"{job.data.name}-{split}"
         tracked.dataset(name, job.data.split_fingerprint(split), str(job.data.root or "generated"), context, {})
     tracked.text("\n".join([*job.data.describe(), *map(str, job.data.defects)]) + "\n", "data/report.txt")
     run.log_detections("ground_truth_val", metrics.coco_ground_truth(job.data.records("val"), job.data.classes))
+
+
+def log_code(tracked: TrackedRun, code: dict[str, Any], folder: str) -> None:
+    """What is not in the commit."""
+    if code["diff"]:
+        tracked.text(code["diff"], f"{folder}/uncommitted.diff")
+    for name, text in code["untracked"].items():
+        tracked.text(text, f"{folder}/untracked/{name}")
+
+
+def short(value: Any) -> Any:
+    """A parameter as a column can show it: of a whole pipeline the hash, by which runs are compared."""
+    if isinstance(value, str) and value.startswith("{"):
+        return f"augmentation.json {hashlib.sha256(value.encode()).hexdigest()[:8]}"
+    return value

@@ -1,9 +1,12 @@
 """Where a run continues: its last whole state found, put back, and compared with today's code and data."""
 
+import os
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import config as options
 import workspace
@@ -12,7 +15,10 @@ from data.records import DetectionData
 from models import checkpoint as checkpoints
 from models.record import CheckpointError
 from progress import say
+from tracking import environment
 from tracking.store import Store
+
+FACTS = "run.json"  # a run's artifact: what RunInfo says of it
 
 
 @dataclass(kw_only=True)
@@ -24,6 +30,7 @@ class Position:
     batches_done: int = 0  # in the epoch after `epoch`
     best: dict[str, Any] | None = None  # epoch, step, metric, value
     metrics: dict[str, float] = field(default_factory=dict)  # of this position; empty where it was not scored
+    validations_since_best: int = 0
 
     @property
     def name(self) -> str:
@@ -31,12 +38,36 @@ class Position:
         return f"epoch-{self.epoch:03d}" if self.batches_done == 0 else f"step-{self.step:06d}"
 
 
-def stored_config(store: Store, run_id: str) -> TrainConfig:
-    """A run's configuration, from its folder or, on another machine, from its checkpoint in MLflow."""
-    values = workspace.RunFolder(run_id).state().get("config") or resumable_checkpoint(store, run_id).get("config")
-    if not values:
+def run_to_resume(store: Store, config: TrainConfig) -> str | None:
+    """The run that --resume names; with `auto` the newest of its --run-name that saved anything, None to start it."""
+    if config.resume != "auto":
+        return config.resume and (workspace.local_run(config.resume) or store.find_run(config.resume))
+    for run in store.runs_named(config.run_name, config.experiment):
+        folder = workspace.RunFolder(run.run_id)
+        if folder.is_alive() or folder.can_resume() or store.checkpoints(run.run_id):
+            return run.run_id
+    return None
+
+
+def stored_facts(store: Store, run_id: str) -> dict[str, Any]:
+    """What RunInfo says of a run: from its folder or, on another machine, from MLflow."""
+    facts = workspace.RunFolder(run_id).state() or store.read_json(run_id, FACTS) or resumable_checkpoint(store, run_id)
+    if not facts.get("config"):
         raise workspace.WorkspaceError(f"Run {run_id} was not trained by this repository: it records no configuration")
-    return options.from_plain(values)
+    return facts
+
+
+def stored_config(store: Store, run_id: str) -> TrainConfig:
+    """A run's configuration, as it was resolved."""
+    return options.from_plain(stored_facts(store, run_id)["config"])
+
+
+def configuration(store: Store, run: str) -> TrainConfig:
+    """The configuration of a RUN for a new one that repeats it, or varies it by `dataclasses.replace`."""
+    run_id = workspace.local_run(run) or store.find_run(run)
+    facts = stored_facts(store, run_id)
+    stored = options.from_plain(facts["config"])
+    return replace(options.to_repeat(stored, facts.get("defaults", ()), cores=os.cpu_count() or 1), from_run=run_id)
 
 
 def resumable_checkpoint(store: Store, run_id: str) -> dict[str, Any]:
@@ -56,34 +87,62 @@ def resumable_checkpoint(store: Store, run_id: str) -> dict[str, Any]:
         return checkpoints.load(path)
 
 
-def restore(saved: dict[str, Any], model, optimizer, schedule, scaler) -> Position:
+def restore(saved: dict[str, Any], model, optimizer, schedule, scaler, average=None) -> Position:
     """Put a checkpoint's state into the freshly built parts; CheckpointError when it is not a whole training state."""
-    missing = [key for key in ("optimizer_state_dict", "scheduler_state_dict", "step") if key not in saved]
+    needed = ["optimizer_state_dict", "scheduler_state_dict", "scaler_state_dict", "step"]
+    needed += [] if average is None else ["raw_model_state_dict"]
+    missing = [key for key in needed if key not in saved]
     if missing:
         raise CheckpointError(f"The checkpoint cannot be resumed from: it has no {', '.join(missing)}", exit_code=4)
-    model.load_state_dict(saved["model_state_dict"])
+    model.load_state_dict(saved["model_state_dict"] if average is None else saved["raw_model_state_dict"])
+    if average is not None:
+        average.module.load_state_dict(saved["model_state_dict"])
+        average.n_averaged.fill_(saved["step"])
     optimizer.load_state_dict(saved["optimizer_state_dict"])
     schedule.load_state_dict(saved["scheduler_state_dict"])
     scaler.load_state_dict(saved["scaler_state_dict"])
-    return Position(**{key: saved[key] for key in ("epoch", "step", "batches_done", "best", "metrics")})
+    return Position(**{one.name: saved[one.name] for one in fields(Position) if one.name in saved})
 
 
 def differences(saved: dict[str, Any], data: DetectionData, code: dict[str, Any], *, threads: int) -> list[str]:
-    """What is not as it was when the checkpoint was written."""
+    """What is not as it was when the run `saved` tells of was trained: data, code, packages, CPU threads."""
     notes = []
     if saved["dataset"]["fingerprint"] != data.fingerprint:
-        notes.append(
-            f"note: the data changed since (fingerprint {saved['dataset']['fingerprint']} → {data.fingerprint})"
-        )
+        was, now = saved["dataset"], f"{data.name}, fingerprint {data.fingerprint}"
+        notes.append(f"note: the data differ ({was['name']}, fingerprint {was['fingerprint']} → {now})")
     if saved["code_version"] != code["commit"]:
-        notes.append(f"note: the code changed since (commit {saved['code_version']} → {code['commit']})")
+        files = environment.changed_files(workspace.ROOT, saved["code_version"]) if saved["code_version"] else []
+        named = f": {', '.join(files[:10])}{', …' if len(files) > 10 else ''}" if files else ""
+        notes.append(f"note: the code differs (commit {saved['code_version']} → {code['commit']}){named}")
+    elif saved.get("code_digest") not in (None, environment.code_digest(code)):
+        notes.append("note: the code differs (same commit, other uncommitted changes: code/ of the run has them)")
+    packages = environment.decisive_packages()
+    for name, before in (saved.get("packages") or {}).items():
+        if packages.get(name) != before:
+            notes.append(f"note: {name} {before} then, {packages.get(name, 'not installed')} now")
     before = saved["evaluation"].get("threads", threads)
     if before != threads:
         notes.append(
-            f"note: {before} CPU threads then, {threads} now: the run goes on rightly, but equals an uninterrupted one "
+            f"note: {before} CPU threads then, {threads} now: the result is as right, but the same "
             f"bit for bit only with OMP_NUM_THREADS={before}"
         )
     return notes
+
+
+def repetition(store: Store, config: TrainConfig, data: DetectionData, code: dict[str, Any]) -> list[str]:
+    """Where a run by --from-run differs from the run it repeats; with --strict that is a WorkspaceError.
+
+    Flags may differ: that is what one repeats a run for.
+    """
+    facts = stored_facts(store, config.from_run)
+    notes = differences(facts, data, code, threads=torch.get_num_threads())
+    if config.strict and notes:
+        raise workspace.WorkspaceError("\n".join([f"--strict: run {config.from_run} cannot be repeated here", *notes]))
+    before, now = facts["config"], options.to_plain(config)
+    ignored = {"run_name", "resume", "from_run", "strict", "dry_run", "tag", "publish", "workers"}
+    changed = [name for name in now if name not in ignored and now[name] != before.get(name)]
+    changes = [f"  {options.flag(name)} {before.get(name)} → {now[name]}" for name in changed]
+    return [f"repeating run {config.from_run}" + (", with" if changes else ""), *changes, *notes]
 
 
 def receipt(saved: dict[str, Any], position: Position) -> str:

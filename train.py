@@ -23,7 +23,7 @@ EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
 
 
 def main(config: TrainConfig) -> str:
-    """Train one run, or continue the run `config.resume`, and return its run ID."""
+    """Train one run, or continue the run `config.resume`, and return its run ID; a dry run's summary."""
     import engine
     from data.dataset import train_loader
     from live_run import LiveRun
@@ -32,8 +32,13 @@ def main(config: TrainConfig) -> str:
 
     job = prepare(config)
     config, position, plan = job.config, job.position, job.plan
+    if config.dry_run:
+        from rehearsal import rehearse
+
+        return rehearse(job)
     if is_finished(job):
         longer = "--epochs" if config.max_steps is None else f"--max-steps (it was {config.max_steps})"
+        longer += ", or --patience" if stopped_early(job) else ""
         say(f"run {job.info.run_id} is finished (step {position.step}). To train longer raise {longer}")
         return job.info.run_id
     recovery = RecoveryClock(config.checkpoint_every)
@@ -45,7 +50,7 @@ def main(config: TrainConfig) -> str:
         if died_before_logging(run, job):
             validate_and_save(run, job)
         for epoch in range(position.epoch + 1, config.epochs):
-            if position.step == plan.last_step:
+            if is_done(job):
                 break
             batches = job.order.batches(epoch)[position.batches_done :]
             loader = train_loader(job.dataset, batches, workers=config.workers, pin_memory=job.device.type == "cuda")
@@ -60,11 +65,14 @@ def main(config: TrainConfig) -> str:
                 device=job.device,
                 amp=job.amp,
                 clip_norm=config.clip_norm,
+                accumulate=config.accumulate,
+                average=job.average,
             )
             title = f"epoch {epoch} ({epoch + 1} of {config.epochs})"
-            with Progress(title, plan.steps_per_epoch, done=position.batches_done, unit="steps") as progress:
+            done = position.batches_done // config.accumulate
+            with Progress(title, plan.steps_per_epoch, done=done, unit="steps") as progress:
                 for step in steps:
-                    position.step, position.batches_done = step.index, position.batches_done + 1
+                    position.step, position.batches_done = step.index, position.batches_done + step.batches
                     run.at(epoch=position.epoch, step=step.index)
                     if step.index % plan.log_every == 0:
                         run.log_step(step_metrics(step, epoch), step.index)
@@ -73,21 +81,30 @@ def main(config: TrainConfig) -> str:
                         break
                     if recovery.due(step.index):
                         run.save_last(snapshot(job))
-            if position.batches_done == plan.steps_per_epoch:
+            if position.batches_done == plan.batches_per_epoch:
                 position.epoch, position.batches_done, position.metrics = epoch, 0, {}
             run.save_last(snapshot(job))  # before the validation, which may take longer than we have
             if stop.asked:
                 raise stopped(stop, job)
             validate_and_save(run, job)
-            if stop.asked and position.step < plan.last_step:
+            if stop.asked and not is_done(job):
                 raise stopped(stop, job)
     say_result(job)
     return job.info.run_id
 
 
+def is_done(job: "Job") -> bool:
+    """Whether no step is left to do."""
+    return job.position.step == job.plan.last_step or stopped_early(job)
+
+
+def stopped_early(job: "Job") -> bool:
+    return job.config.patience is not None and job.position.validations_since_best >= job.config.patience
+
+
 def is_finished(job: "Job") -> bool:
-    """Whether nothing is left to do: the last step is done, its checkpoint logged and the run ended."""
-    if not job.resumed or job.position.step < job.plan.last_step:
+    """Whether nothing is left to do: no step, the last checkpoint logged and the run ended."""
+    if not job.resumed or not is_done(job):
         return False
     folder = workspace.RunFolder(job.info.run_id)
     if folder.state():
@@ -124,7 +141,7 @@ def validate_and_save(run: "LiveRun", job: "Job") -> None:
     if is_last or (position.epoch + 1) % config.evaluate_every == 0:
         started = time.monotonic()
         scored = score(
-            job.model,
+            job.scored_model,
             job.data.records("val"),
             job.data.classes,
             batch_size=config.batch_size,
@@ -138,6 +155,8 @@ def validate_and_save(run: "LiveRun", job: "Job") -> None:
         ap, best = f"val/AP {scores['val/AP']:.4f}  val/AP50 {scores['val/AP50']:.4f}", position.best
         took = f"validated in {time.monotonic() - started:.1f} s"
         say(f"{position.name}  step {position.step}  {ap}  best {best['value']:.4f} ({best['name']})  {took}")
+        if stopped_early(job):
+            say(f"no better {config.best_metric} in {position.validations_since_best} validations: stopping early")
         for which in ("best", "last") if improved else ("last",):
             run.log_detections(f"{which}_val", scored.results)
     position.metrics = scores
@@ -149,7 +168,9 @@ def update_best(job: "Job", scores: dict[str, float]) -> bool:
     position, metric = job.position, job.config.best_metric
     value, best = scores[metric], job.position.best
     if best is not None and value <= best["value"] and best["step"] != position.step:
+        position.validations_since_best += 1
         return False
+    position.validations_since_best = 0
     where = {"name": position.name, "epoch": position.epoch, "step": position.step}
     position.best = where | {"metric": metric, "value": value}
     return True
@@ -242,10 +263,23 @@ def say_result(job: "Job") -> None:
     say(f"  score it: python evaluate.py --run {run_id}{by}{split}")
 
 
+def configuration(run: str) -> TrainConfig:
+    """The configuration of a RUN, to repeat or vary it: train.main(replace(train.configuration(RUN), lr=0.01))."""
+    import resuming
+    from tracking.store import open_store
+
+    return resuming.configuration(open_store(workspace.ROOT, must_exist=True), run)
+
+
 def read() -> TrainConfig:
-    """The options; with --resume the run's own configuration is the default."""
+    """The options; with --resume RUN or --from-run that run's own configuration is the default."""
     asked = options.parse(TrainConfig)
-    if asked.resume is None:
+    is_continuing = asked.resume not in (None, "auto")
+    if is_continuing and asked.from_run is not None:
+        raise options.ConfigError("--resume continues a run, --from-run starts one: choose one, or --resume auto")
+    if asked.from_run is not None:
+        return options.parse(TrainConfig, default=configuration(asked.from_run))
+    if not is_continuing:  # with auto the line says everything: a cluster runs the same one again
         return asked
     from resuming import stored_config
     from tracking.store import open_store
@@ -253,7 +287,7 @@ def read() -> TrainConfig:
     run_id = workspace.local_run(asked.resume)
     store = None if run_id else open_store(workspace.ROOT)
     stored = stored_config(store, run_id or store.find_run(asked.resume))
-    return options.parse(TrainConfig, default=replace(stored, resume=None))
+    return options.parse(TrainConfig, default=replace(stored, resume=None, strict=False, dry_run=False))
 
 
 def script(config: TrainConfig) -> int:

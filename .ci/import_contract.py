@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports from the layers below its own only; modules of one layer do not import each other.
 LAYERS = (
     ("train",),
-    ("evaluate", "infer", "restore", "status", "provenance"),
+    ("evaluate", "infer", "restore", "status", "provenance", "rehearsal"),
     ("prepare",),
-    ("live_run", "resuming"),
+    ("live_run", "resuming", "building"),
     ("publishing",),
     ("workspace",),
     ("config", "engine", "metrics", "figures", "tracking", "models", "data"),

@@ -66,7 +66,10 @@ class DetectionDataset(Dataset):
         boxes, labels, area = record.boxes[kept], record.labels[kept], record.area[kept]
         iscrowd = record.iscrowd[kept]
         if self.transform is not None:
-            image, moved, labels, still = self.transform(image, boxes, labels, transform_seed)
+            try:
+                image, moved, labels, still = self.transform(image, boxes, labels, transform_seed)
+            except DataError as error:
+                raise DataError(f"{record.path or record.name}: {error}") from error
             # The mask's share of its box stays what it was.
             area = area[still] * (_box_areas(moved) / _box_areas(boxes[still]))
             boxes, iscrowd = moved, iscrowd[still]

@@ -1,8 +1,10 @@
 """Augmentation presets. Albumentations is used nowhere else."""
 
+import json
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 # Its import asks a server for newer versions otherwise.
@@ -10,6 +12,7 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 import albumentations as A
 import numpy as np
+import yaml
 
 from data.records import DataError
 
@@ -70,11 +73,69 @@ class Transform:
             step.set_random_seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
 
 
+class UserTransform(Transform):
+    """A pipeline from a file, whose faults are its author's: DataError says what went wrong."""
+
+    def __call__(
+        self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """As Transform's."""
+        height, width = image.shape[:2]
+        where = f"the --augmentation file, on {width}×{height} pixels"
+        try:
+            result = super().__call__(image, boxes, labels, seed)
+        except Exception as error:  # whatever its steps raise
+            raise DataError(f"{where}: {type(error).__name__}: {error}") from error
+        pixels = result[0]
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            got = f"{pixels.dtype} of shape {tuple(pixels.shape)}"
+            raise DataError(
+                f"{where}: must leave uint8 (H, W, 3), not {got}: take out Normalize, ToFloat, ToTensorV2 …"
+            )
+        return result
+
+
+def read_augmentation(word: str | None) -> str | None:
+    """--augmentation as it is kept in a run's configuration: a preset's name, or a file's pipeline as JSON text."""
+    if word is None or word in PRESETS or word.startswith("{"):
+        return word
+    path = Path(word)
+    if not path.is_file():
+        raise DataError(
+            f"There is no augmentation {word!r}. There are: {', '.join(PRESETS)}, "
+            "or a file that albumentations.save wrote (JSON or YAML)"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        pipeline = yaml.safe_load(text) if path.suffix in (".yaml", ".yml") else json.loads(text)
+        text = json.dumps(pipeline, sort_keys=True)
+        build_transform(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{path} is no Albumentations pipeline: {error}") from error
+    return text
+
+
 def build_transform(name: str) -> Transform | None:
-    """The preset's Transform, or None for "none"."""
+    """The Transform of a preset, or of a pipeline as JSON text; None for "none"."""
+    if name.startswith("{"):
+        return UserTransform(_steps(json.loads(name)))
     if name not in PRESETS:
         raise DataError(f"There is no augmentation {name!r}. There are: {', '.join(PRESETS)}")
     return None if name == "none" else Transform(STEPS[name]())
+
+
+def _steps(pipeline: dict[str, Any]) -> list[A.BasicTransform]:
+    """The steps of a serialised pipeline; its own settings for boxes give way to Transform's."""
+    try:
+        loaded = A.from_dict(pipeline)
+    except Exception as error:  # Albumentations raises whatever the content leads to
+        raise DataError(
+            f"The --augmentation file is no Albumentations pipeline: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(loaded, A.Compose):  # one step, or OneOf, Sequential …
+        return [loaded]
+    steps = list(loaded.transforms)
+    return steps if loaded.p == 1 else [A.Sequential(steps, p=loaded.p)]
 
 
 def _flip() -> list[A.BasicTransform]:

@@ -135,6 +135,7 @@ def _torchvision_detector(
     trainable_layers: int = 3,
     image_min_size: int = 800,
     image_max_size: int = 1333,
+    multi_scale: list[int] = (),
     anchor_sizes: list = ANCHOR_SIZES,
     aspect_ratios: list[float] = ASPECT_RATIOS,
     roi_samples: int = 512,
@@ -148,6 +149,7 @@ def _torchvision_detector(
 
     norm: what becomes of the backbone's batch norms: "frozen" (constants) or "batch" (they learn).
     norm_eps: eps of frozen norms. proposals: kept after NMS, one number or [training, evaluation].
+    multi_scale: further shorter sides that training draws from, image by image, beside image_min_size.
     anchor_sizes: one a level, or a list of them a level.
     """
     _check_norm(norm)
@@ -159,6 +161,7 @@ def _torchvision_detector(
         proposals,
         score_threshold,
         detections,
+        multi_scale=multi_scale,
         most_before_nms=(2000, 150 if name.endswith("320_fpn") else 1000),
     )
     build_model = getattr(detection, name)
@@ -180,6 +183,7 @@ def _timm_detector(
     trainable_layers: int | None = None,
     image_min_size: int = 800,
     image_max_size: int = 1333,
+    multi_scale: list[int] = (),
     anchor_sizes: list = ANCHOR_SIZES,
     aspect_ratios: list[float] = ASPECT_RATIOS,
     roi_samples: int = 512,
@@ -196,7 +200,14 @@ def _timm_detector(
     """
     _check_norm(norm)
     keywords = _detector_keywords(
-        num_classes, image_min_size, image_max_size, roi_samples, proposals, score_threshold, detections
+        num_classes,
+        image_min_size,
+        image_max_size,
+        roi_samples,
+        proposals,
+        score_threshold,
+        detections,
+        multi_scale=multi_scale,
     )
     backbone = timm_pyramid(name.removeprefix(TIMM_PREFIX), fpn_channels=fpn_channels)
     levels = len(backbone.strides)
@@ -221,12 +232,15 @@ def _detector_keywords(
     proposals: int | list[int],
     score_threshold: float,
     detections: int,
+    *,
+    multi_scale: list[int] = (),
     most_before_nms: tuple[int, int] = (2000, 1000),
 ) -> dict[str, Any]:
     training, evaluation = (proposals, proposals) if isinstance(proposals, int) else proposals
     least = {"num_classes": (num_classes, 2), "image_min_size": (image_min_size, 1), "roi_samples": (roi_samples, 1)}
     least |= {"proposals": (min(training, evaluation), 1), "detections": (detections, 1)}
-    least |= {"image_max_size": (image_max_size, image_min_size)}
+    least |= {"image_max_size": (image_max_size, max([image_min_size, *multi_scale]))}
+    least |= {"multi_scale": (min(multi_scale), 1)} if multi_scale else {}
     for option, (value, minimum) in least.items():
         if value < minimum:
             raise ModelError(f"{option} must be at least {minimum}, not {value}")
@@ -234,7 +248,8 @@ def _detector_keywords(
         raise ModelError(f"score_threshold must be in 0..1, below 1, not {score_threshold}")
     return {
         "num_classes": num_classes,
-        "min_size": image_min_size,
+        # torchvision draws one of them for each training image, and takes the last in evaluation.
+        "min_size": (*multi_scale, image_min_size),
         "max_size": image_max_size,
         "box_batch_size_per_image": roi_samples,
         "rpn_post_nms_top_n_train": training,

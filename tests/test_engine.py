@@ -263,3 +263,93 @@ def test_bfloat16_losses_are_summed_and_reported_as_numbers():
     plain, mixed = next(Training().steps([batch(1)])), next(Training().steps([batch(1)], amp=torch.bfloat16))
     assert mixed.losses["loss"] == pytest.approx(plain.losses["loss"], rel=0.05)
     assert mixed.losses["loss"] != plain.losses["loss"]
+
+
+def gradients(training: Training, batches: list, accumulate: int) -> list[torch.Tensor]:
+    step = next(training.steps(batches, accumulate=accumulate))
+    assert (step.batches, step.images) == (accumulate, 2 * accumulate)
+    return [parameter.grad.clone() for parameter in training.model.parameters() if parameter.grad is not None]
+
+
+def test_accumulation_takes_the_mean_gradient_of_its_batches_in_one_step():
+    seeds = [seed_of(5, 1, number, 0) for number in range(3)]
+    each = []
+    for number, seed in enumerate(seeds, start=1):
+        alone = Toy()
+        alone.train()
+        torch.manual_seed(seed)
+        images, targets = batch(number)
+        sum(alone([image.float().div(255) for image in images], targets).values()).backward()
+        each.append([parameter.grad for parameter in alone.parameters() if parameter.grad is not None])
+    wanted = [torch.stack(parts).mean(0) for parts in zip(*each, strict=True)]
+    training = Training()
+    together = gradients(training, [batch(1), batch(2), batch(3)], accumulate=3)
+    assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(together, wanted, strict=True))
+    assert training.schedule.last_epoch == 1
+
+
+def test_the_last_step_takes_the_batches_that_are_left_and_losses_are_means():
+    batches = [batch(number) for number in range(1, 6)]
+    steps = list(Training().steps(batches, accumulate=2))
+    assert [(step.index, step.batches, step.images) for step in steps] == [(1, 2, 4), (2, 2, 4), (3, 1, 2)]
+    assert steps[0].losses["loss"] == pytest.approx(
+        steps[0].losses["loss_box_reg"] + steps[0].losses["loss_classifier"]
+    )
+    rest = Training()
+    list(rest.steps(batches[:4], accumulate=2))
+    alone = next(rest.steps(batches[4:], steps_done=2, accumulate=2))
+    assert alone.losses == steps[2].losses  # not divided by a batch that is not there
+
+
+def test_a_loss_that_is_no_number_in_a_later_batch_of_a_step_touches_no_weight():
+    training = Training(Spoiled("nan"))
+    before = training.weights()
+    with pytest.raises(NonFiniteLoss) as caught:
+        list(training.steps([batch(1), batch(2, box=7.0)], accumulate=2))
+    assert caught.value.image_ids == [200, 201]
+    assert equal(training.weights(), before)
+
+
+def test_averaged_weights_follow_the_formula_and_leave_training_alone():
+    batches = [batch(number) for number in range(1, 16)]
+    plain, training = Training(), Training()
+    average = engine.averaged(training.model, 0.5)
+    weight, wanted = training.model.layer.weight, None
+    for done, _ in enumerate(training.steps(batches, average=average)):
+        decay = min(0.5, (1 + done) / (10 + done))
+        new = weight.detach().double()
+        wanted = new.clone() if wanted is None else decay * wanted + (1 - decay) * new
+    list(plain.steps(batches))
+    assert equal(training.weights(), plain.weights())
+    assert torch.allclose(average.module.layer.weight.double(), wanted, rtol=1e-5)
+    assert not torch.equal(average.module.layer.weight, weight)
+
+
+def test_counters_of_batch_norms_are_copied_not_averaged():
+    training = Training()
+    average = engine.averaged(training.model, 0.9)
+    for number, _ in enumerate(training.steps([batch(one) for one in range(1, 5)], average=average), start=1):
+        training.model.norm.num_batches_tracked.fill_(10 * number)
+    average.update_parameters(training.model)
+    assert int(average.module.norm.num_batches_tracked) == 40
+
+
+def test_half_precision_scales_the_loss_and_takes_its_step():
+    """fp16 as on a GPU, with a scaler: the gradient that is reported is the unscaled one."""
+    plain, half = Training(), Training()
+    half.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0**10)
+    whole, step = (
+        next(training.steps([batch(1)], amp=amp)) for training, amp in ((plain, None), (half, torch.float16))
+    )
+    assert step.gradient_norm == pytest.approx(whole.gradient_norm, rel=0.05)
+    assert not equal(half.weights(), Training().weights())
+
+
+def test_a_step_whose_scaled_gradient_overflows_is_skipped_and_the_scale_falls():
+    training = Training()
+    training.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0**127)
+    before = training.weights()
+    step = next(training.steps([batch(1, box=100.0)], amp=torch.float16))
+    assert not math.isfinite(step.gradient_norm)
+    assert equal(training.weights(), before)
+    assert training.scaler.get_scale() == 2.0**126

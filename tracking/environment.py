@@ -1,5 +1,6 @@
 """What a run's result depends on besides its configuration: the code as it is, the machine, the command."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -23,6 +24,7 @@ VARIABLES = (
     "TORCH_HOME",
     "SLURM_JOB_ID",
 )
+DECISIVE = ("torch", "torchvision", "numpy", "albumentations", "opencv-python-headless", "timm", "pycocotools")
 
 
 def code_state(root: Path) -> dict:
@@ -43,6 +45,28 @@ def code_state(root: Path) -> dict:
     state["untracked"], too_big = _untracked_modules(root)
     state["left_out"] = left_out + too_big
     return state
+
+
+def code_digest(state: dict) -> str | None:
+    """What tells two working trees of one commit apart: a hash of the diff and the untracked modules; None without git.
+
+    A clean tree has that of nothing.
+    """
+    if state["commit"] is None:
+        return None
+    parts = [state["diff"] or "", *(f"{name}\n{text}" for name, text in sorted(state["untracked"].items()))]
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def changed_files(root: Path, commit: str) -> list[str]:
+    """The tracked files under `root` that are not as they were in that commit; [] where git cannot tell."""
+    return (_git(Path(root), "diff", "--name-only", commit, "--", ".") or "").splitlines()
+
+
+def decisive_packages() -> dict[str, str]:
+    """Python and those packages whose version can change a training's numbers."""
+    installed = packages()
+    return {"python": platform.python_version()} | {name: installed[name] for name in DECISIVE if name in installed}
 
 
 def environment() -> dict:

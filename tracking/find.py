@@ -36,10 +36,19 @@ def find_run(client, word: str, experiment: str | None) -> RunReference:
 def _candidates(client, word: str, experiment_ids: list[str]) -> list:
     if not experiment_ids:
         return []
-    runs = _search(client, experiment_ids, f"attributes.run_name = {_quoted(word)}")
+    runs = _named(client, word, experiment_ids)
     if len(word) >= SHORTEST_PREFIX and re.fullmatch(r"[0-9a-f]+", word):
         runs += _search(client, experiment_ids, f"attributes.run_id LIKE '{word}%'")
     return runs
+
+
+def runs_named(client, run_name: str, experiment_id: str) -> list:
+    """mlflow's Runs of that name in an experiment, newest first, evaluations left out."""
+    return [run for run in _named(client, run_name, [experiment_id]) if run.data.tags.get("kind") != EVALUATION]
+
+
+def _named(client, run_name: str, experiment_ids: list[str]) -> list:
+    return _search(client, experiment_ids, f"attributes.run_name = {_quoted(run_name)}")
 
 
 def _search(client, experiment_ids: list[str], where: str, limit: int = MOST_LISTED) -> list:

@@ -14,7 +14,7 @@ from tracking.artifacts import copy_of, sha256_of_file
 from tracking.connection import connect, failures, import_mlflow, is_server, local_folder, sqlite_path, store_uri
 from tracking.deliver import CHECKPOINT_FILE, CHECKPOINT_FOLDER
 from tracking.errors import DamagedArtifact, ExperimentDeleted, RunUnknown, StoreError
-from tracking.find import RunReference, find_run
+from tracking.find import RunReference, find_run, runs_named
 from tracking.journal import now_ms
 from tracking.records import StoredCheckpoint, StoredRun, stored_checkpoint, stored_run
 
@@ -122,6 +122,26 @@ class Store:
         with failures(self.uri, f"run {run_id}"):
             run = self.client.get_run(run_id)
             return stored_run(run, self.client.get_experiment(run.info.experiment_id).name)
+
+    def runs_named(self, run_name: str, experiment: str) -> list[StoredRun]:
+        """The runs of that name in an experiment, newest first; none where there is no such experiment."""
+        with failures(self.uri, f"runs named {run_name}"):
+            found = self.client.get_experiment_by_name(experiment)
+            if found is None:
+                return []
+            return [stored_run(run, experiment) for run in runs_named(self.client, run_name, found.experiment_id)]
+
+    def read_json(self, run_id: str, artifact_path: str) -> dict | None:
+        """A JSON artifact of a run; None where the run has none of that name."""
+        mlflow = import_mlflow()
+        with failures(self.uri, f"{artifact_path} of run {run_id}"):
+            folder = artifact_path.rpartition("/")[0] or None
+            if all(entry.path != artifact_path for entry in self.client.list_artifacts(run_id, folder)):
+                return None
+            with tempfile.TemporaryDirectory(prefix="artifact-") as to:
+                uri = f"runs:/{run_id}/{artifact_path}"
+                path = mlflow.artifacts.download_artifacts(uri, dst_path=to, tracking_uri=self.uri)
+                return json.loads(Path(path).read_text(encoding="utf-8"))
 
     def newest_runs(self, limit: int) -> list[StoredRun]:
         """The newest runs of all experiments, newest first."""

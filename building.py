@@ -1,0 +1,96 @@
+"""The detector of a run: built, given its starting weights, and its optimizer."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import config as options
+import engine
+import workspace
+from config import TrainConfig
+from models import checkpoint as checkpoints
+from models import detector, weights
+from tracking.store import Store
+
+
+def build_architecture(config: TrainConfig, *, num_classes: int) -> dict[str, Any]:
+    """The detector's builder and keyword arguments; ModelError names a wrong one."""
+    # torchvision's COCO weights for this model were trained with an eps of zero; ImageNet's were not.
+    return detector.resolve_architecture(
+        config.model,
+        num_classes=num_classes,
+        trainable_layers=config.trainable_layers,
+        norm=config.norm,
+        norm_eps=1e-5 if config.weights == "backbone" and config.model == "fasterrcnn_resnet50_fpn" else None,
+        image_min_size=config.image_min_size,
+        image_max_size=config.image_max_size,
+        multi_scale=None if config.multi_scale is None else list(config.multi_scale),
+        anchor_sizes=None if config.anchor_sizes is None else list(config.anchor_sizes),
+        fpn_channels=config.fpn_channels,
+        roi_samples=config.roi_samples,
+        proposals=config.proposals,
+        score_threshold=config.score_threshold,
+    )
+
+
+def build_model(
+    config: TrainConfig, classes: tuple[str, ...], store: Store, *, fresh: bool
+) -> tuple[torch.nn.Module, dict[str, Any], list[str]]:
+    """The detector with its starting weights (random until restored when not `fresh`), its architecture, and notes."""
+    architecture = build_architecture(config, num_classes=len(classes) + 1)
+    torch.manual_seed(engine.seed_of(config.seed))
+    model = detector.build(architecture)
+    notes = load_starting_weights(model, architecture, config, classes, store) if fresh else []
+    return model, architecture, notes
+
+
+def load_starting_weights(
+    model: torch.nn.Module, architecture: dict[str, Any], config: TrainConfig, classes: tuple[str, ...], store: Store
+) -> list[str]:
+    """--weights coco|backbone|none|FILE|RUN and --backbone-weights FILE; says what was loaded and what was not."""
+    if config.backbone_weights is not None:
+        if not config.backbone_weights.is_file():
+            raise options.ConfigError(f"--backbone-weights: there is no file {config.backbone_weights}")
+        state = checkpoints.load(config.backbone_weights)["model_state_dict"]
+        return [str(weights.load_backbone(model, architecture, state))]
+    if config.weights == "none":
+        return ["weights: random"]
+    if config.weights == "backbone":
+        return [str(weights.load_backbone(model, architecture, weights.backbone_state(config.model)))]
+    if config.weights == "coco":
+        state, names = weights.coco_state(config.model)
+    else:
+        saved = checkpoint_named(config.weights, store)
+        state, names = saved["model_state_dict"], saved.get("classes")
+    return [str(weights.load_matching(model, state, classes_from=names, classes_to=classes))]
+
+
+def checkpoint_named(word: str, store: Store) -> dict[str, Any]:
+    """A checkpoint by its file's path, or a RUN's best."""
+    if Path(word).is_file():
+        return checkpoints.load(Path(word))
+    with tempfile.TemporaryDirectory(prefix="weights-") as folder:
+        path, _ = workspace.fetch(store, word, "best", "val/AP", Path(folder) / "checkpoint.pth")
+        return checkpoints.load(path)
+
+
+def optimization(
+    config: TrainConfig, model: torch.nn.Module, *, steps_per_epoch: int, total_steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """The optimizer and its learning rate by step."""
+    optimizer = engine.build_optimizer(
+        model, config.optimizer, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+
+    def factor(step: int) -> float:
+        return engine.learning_rate_factor(
+            step,
+            schedule=config.schedule,
+            warmup_steps=config.warmup_steps,
+            total_steps=total_steps,
+            milestone_steps=[epoch * steps_per_epoch for epoch in config.milestones or ()],
+        )
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -241,9 +241,10 @@ MAY_CHANGE = (
 
 def for_resume(stored: TrainConfig, asked: TrainConfig) -> TrainConfig:
     """`asked`, its open options taken from the run; ConfigError names each flag that differs and may not."""
-    asked = replace(
-        asked, **{f.name: getattr(stored, f.name) for f in fields(stored) if getattr(asked, f.name) is None}
-    )
+    # The line of --resume auto says everything: what limits the run holds only as long as it is there.
+    said = ("max_steps", "patience") if asked.resume == "auto" else ()
+    left_open = [f.name for f in fields(stored) if getattr(asked, f.name) is None and f.name not in said]
+    asked = replace(asked, **{name: getattr(stored, name) for name in left_open})
     changed = [f.name for f in fields(stored) if getattr(stored, f.name) != getattr(asked, f.name)]
     refused = [name for name in changed if name not in MAY_CHANGE]
     if refused:

@@ -50,7 +50,9 @@ class RunInfo:
     defaults: tuple[str, ...]  # the options that were left open
 
     def in_checkpoint(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "total_steps"}
+        """As plain data: lists for tuples."""
+        facts = {key: value for key, value in asdict(self).items() if key != "total_steps"}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
 
 
 class LiveRun:

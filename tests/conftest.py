@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,6 +105,62 @@ def run_here(
         return subprocess.CompletedProcess(sys.argv, end.value.code or 0, out, errors)
 
     return run
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Path:
+    """An empty repository root of its own for runs, the store and the published checkpoint."""
+    import workspace
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(workspace, "ROOT", tmp_path)
+    monkeypatch.setattr(workspace, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(workspace, "PUBLISHED", tmp_path / "models" / "faster_rcnn" / "checkpoint.pth")
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture
+def small(coco_folder: Path) -> Any:
+    """The TrainConfig of two epochs of four steps."""
+    import config as options
+    from config import TrainConfig
+
+    return options.parse(TrainConfig, ["--data", str(coco_folder), *SMALL, "--epochs", "2"])
+
+
+def open_store() -> Any:
+    """The store of the fixture `home`."""
+    import workspace
+    from tracking.store import open_store
+
+    return open_store(workspace.ROOT)
+
+
+def last_checkpoint(run_id: str) -> dict:
+    """The content of a run's last.pth."""
+    import workspace
+    from models.checkpoint import load
+
+    return load(workspace.RunFolder(run_id).last)
+
+
+def equal(first: Any, second: Any) -> bool:
+    """Equal to the bit, through nested dicts and lists."""
+    import torch
+
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(equal, first, second))
+    return first == second
+
+
+def history(store: Any, run_id: str, key: str) -> list[tuple[int, float]]:
+    """(step, value) of a metric, as the store has it."""
+    return [(point.step, point.value) for point in store.client.get_metric_history(run_id, key)]
 
 
 class Trained:

@@ -8,18 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-import config as options
 import engine
 import evaluate
 import publishing
 import status
 import train
 import workspace
-from config import TrainConfig
 from evaluate import EvaluateConfig
 from models.checkpoint import load
 from resuming import resumable_checkpoint
-from tests.conftest import SMALL
+from tests.conftest import equal, history, last_checkpoint, open_store
 from tracking.errors import StoreError
 from tracking.run import TrackedRun
 from workspace import WorkspaceError
@@ -30,52 +28,10 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Path:
-    """An empty repository root of its own for runs, the store and the published checkpoint."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(workspace, "ROOT", tmp_path)
-    monkeypatch.setattr(workspace, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(workspace, "PUBLISHED", tmp_path / "models" / "faster_rcnn" / "checkpoint.pth")
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    return tmp_path
-
-
-@pytest.fixture
-def small(coco_folder: Path) -> TrainConfig:
-    """Two epochs of four steps."""
-    return options.parse(TrainConfig, ["--data", str(coco_folder), *SMALL, "--epochs", "2"])
-
-
-def open_store():
-    from tracking.store import open_store
-
-    return open_store(workspace.ROOT)
-
-
-def last_checkpoint(run_id: str) -> dict:
-    return load(workspace.RunFolder(run_id).last)
-
-
-def equal(first, second) -> bool:
-    """Equal to the bit, through nested dicts and lists."""
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
-    if isinstance(first, list):
-        return len(first) == len(second) and all(map(equal, first, second))
-    return first == second
-
-
 STATE = (
     *("model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "scaler_state_dict"),
     *("epoch", "step", "batches_done", "metrics", "best"),
 )
-
-
-def history(store, run_id: str, key: str) -> list[tuple[int, float]]:
-    return [(point.step, point.value) for point in store.client.get_metric_history(run_id, key)]
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(home, small):

@@ -1,0 +1,164 @@
+"""Experiments in series: one line that starts, continues or is done; repeating a run; rehearsing one."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+import config as options
+import train
+import workspace
+from config import ConfigError, TrainConfig
+from data.generated import generated_data, write_coco
+from tests.conftest import SMALL, equal, last_checkpoint, open_store
+from workspace import WorkspaceError
+
+
+def run_ids() -> list[str]:
+    return [run.run_id for run in open_store().newest_runs(20)]
+
+
+def test_resume_auto_starts_a_run_continues_it_and_is_done(home, small, capfd):
+    line = replace(small, run_name="lr1-seed0", resume="auto", group="lr1")
+    run_id = train.main(replace(line, max_steps=3))
+    assert train.main(line) == run_id
+    assert last_checkpoint(run_id)["step"] == 8
+    whole = last_checkpoint(run_id)
+    capfd.readouterr()
+    assert train.main(line) == run_id
+    assert "is finished" in capfd.readouterr().err
+    assert equal(last_checkpoint(run_id)["model_state_dict"], whole["model_state_dict"])
+    assert run_ids() == [run_id]
+    assert open_store().run(run_id).tags["group"] == "lr1"
+
+
+def test_resume_auto_looks_in_its_own_experiment_and_passes_over_what_saved_nothing(home, small):
+    line = replace(small, run_name="a", resume="auto", max_steps=1)
+    first = train.main(line)
+    assert train.main(replace(line, experiment="other")) != first
+    open_store().create_run(small.experiment, "a")  # died at once
+    assert train.main(line) == first
+    open_store().client.delete_run(first)
+    assert train.main(line) != first
+
+
+def test_resume_auto_needs_a_name_and_keeps_the_configuration(home, small):
+    with pytest.raises(ConfigError, match="--run-name"):
+        replace(small, resume="auto")
+    line = replace(small, run_name="a", resume="auto", max_steps=1)
+    train.main(line)
+    with pytest.raises(ConfigError, match="--lr "):
+        train.main(replace(line, lr=0.5))
+
+
+def test_a_run_repeated_from_its_record_has_the_same_weights(home, small, capfd):
+    first = train.main(replace(small, max_steps=3, run_name="first"))
+    weights = last_checkpoint(first)["model_state_dict"]
+    for copy_of_runs in (False, True):
+        if copy_of_runs:  # on another machine, only MLflow knows the run
+            shutil.rmtree(home / "runs" / first)
+        config = train.configuration("first")
+        assert (config.from_run, config.run_name, config.max_steps) == (first, None, 3)
+        again = train.main(config)
+        assert again != first
+        assert equal(last_checkpoint(again)["model_state_dict"], weights)
+        assert open_store().run(again).params["from_run"] == first
+        assert f"repeating run {first}\n" in capfd.readouterr().err
+
+
+def test_what_was_left_open_follows_the_flags_and_what_was_given_stays(coco_folder):
+    stored, chosen = options.resolved(TrainConfig(data=str(coco_folder), weight_decay=0.001), cores=2)
+    assert stored.lr == 0.005
+    again = options.to_repeat(stored, sorted(chosen), cores=2)
+    now = options.resolved(replace(again, batch_size=8, accumulate=2, epochs=12), cores=2)[0]
+    assert (now.lr, now.milestones, now.weight_decay) == (0.02, (8, 11), 0.001)
+    assert options.resolved(again, cores=2)[0] == stored
+    given = options.to_repeat(replace(stored, lr=0.004), sorted({*chosen} - {"lr"}), cores=2)
+    assert options.resolved(replace(given, batch_size=8), cores=2)[0].lr == 0.004
+
+
+def test_a_default_that_has_changed_since_is_kept_as_it_was(coco_folder):
+    stored, chosen = options.resolved(TrainConfig(data=str(coco_folder)), cores=2)
+    older = replace(stored, lr=0.0123)  # of a version with another rule
+    assert options.to_repeat(older, sorted(chosen), cores=2).lr == 0.0123
+
+
+def test_from_run_says_what_differs_and_strict_refuses(home, small, tmp_path, capfd):
+    first = train.main(replace(small, max_steps=1))
+    other = tmp_path / "shapes"
+    write_coco(generated_data(train=8, val=5, test=4, size=(96, 128), seed=3), other)
+    capfd.readouterr()
+    train.main(replace(train.configuration(first), data=str(other), lr=0.002))
+    said = capfd.readouterr().err
+    assert "--lr 0.001 → 0.002" in said
+    assert "the data differ" in said
+    with pytest.raises(WorkspaceError, match=r"--strict: .*\n.*the data differ") as caught:
+        train.main(replace(train.configuration(first), data=str(other), strict=True))
+    assert caught.value.exit_code == 2
+    assert train.main(replace(train.configuration(first), strict=True)) != first
+
+
+def test_from_run_on_the_command_line_takes_flags_over_the_runs_own(home, small, monkeypatch, capfd):
+    first = train.main(replace(small, max_steps=1, seed=3, tag=("a=b",)))
+    monkeypatch.setattr("sys.argv", ["train.py", "--from-run", first[:8], "--seed", "0", "--max-steps", "2"])
+    config = train.read()
+    assert (config.seed, config.max_steps, config.lr, config.model) == (0, 2, small.lr, small.model)
+    monkeypatch.setattr("sys.argv", ["train.py", "--from-run", first, "--resume", first])
+    with pytest.raises(ConfigError, match="choose one"):
+        train.read()
+    monkeypatch.setattr("sys.argv", ["train.py", "--strict"])
+    with pytest.raises(SystemExit) as wrong_usage:
+        train.read()
+    assert wrong_usage.value.code == 2 and "--from-run" in capfd.readouterr().err
+
+
+def test_a_dry_run_tells_the_cost_and_leaves_nothing(home, small, capfd):
+    config = replace(small, dry_run=True, accumulate=2, multi_scale=(64,))
+    summary = train.main(config)
+    rows = dict(line.split(maxsplit=1) for line in summary.splitlines())
+    assert rows["run"] == "4 steps of 2 × 2 images, 2 an epoch"
+    assert rows["model"].startswith("timm/resnet10t, ")
+    assert rows["disk"].startswith("2 checkpoints of ")
+    assert run_ids() == []
+    assert list((home / "runs").iterdir()) == []
+    assert not workspace.PUBLISHED.exists()
+    assert "largest batch" in rows["step"]
+
+
+def test_a_dry_run_finds_a_disk_that_is_too_small_and_wrong_data(home, small, monkeypatch, tmp_path):
+    usage = shutil.disk_usage(home)
+    monkeypatch.setattr("rehearsal.shutil.disk_usage", lambda _: usage._replace(free=10_000))
+    with pytest.raises(WorkspaceError, match="2 checkpoints of") as caught:
+        train.main(replace(small, dry_run=True))
+    assert caught.value.exit_code == 5
+    with pytest.raises(ValueError, match="no data at"):
+        train.main(replace(small, dry_run=True, data=str(tmp_path / "nothing")))
+
+
+def test_a_dry_run_of_a_stopped_run_leaves_it_as_it_was(home, small):
+    run_id = train.main(replace(small, max_steps=2))
+    before = (workspace.RunFolder(run_id).state(), workspace.RunFolder(run_id).last.read_bytes())
+    summary = train.main(replace(small, resume=run_id, max_steps=8, dry_run=True))
+    assert "6 steps of 2 images" in summary
+    assert (workspace.RunFolder(run_id).state(), workspace.RunFolder(run_id).last.read_bytes()) == before
+
+
+@pytest.mark.slow  # four processes import torch and mlflow at once
+def test_trainings_at_once_in_one_checkout_all_run(trained):
+    import subprocess
+    import sys
+
+    line = [sys.executable, str(trained.folder / "train.py"), "--data", "generated", *SMALL, "--max-steps", "3"]
+    started = [
+        subprocess.Popen([*line, "--run-name", f"at-once-{number}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for number in range(4)
+    ]
+    finished = [process.communicate(timeout=500) for process in started]
+    assert [process.returncode for process in started] == [0] * 4, [errors.decode()[-500:] for _, errors in finished]
+    from tracking.store import open_store as open_any
+
+    store = open_any(trained.folder, f"sqlite:///{trained.folder}/mlflow.db")
+    for out, _ in finished:
+        run_id = out.decode().strip()
+        assert store.run(run_id).status == "FINISHED"
+        assert [one.step for one in store.checkpoints(run_id)] == [3]

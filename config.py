@@ -124,7 +124,7 @@ class TrainConfig:
     experiment: str = "faster-rcnn"
     """MLflow experiment."""
     run_name: Text = None
-    """Readable name of the run. [made by MLflow]"""
+    """Readable name of the run. [model, data, seed and time]"""
     tag: Annotated[tuple[str, ...], Repeated] = ()
     """KEY=VALUE for the MLflow run; repeat the flag for more."""
     group: Text = None

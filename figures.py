@@ -1,8 +1,15 @@
-"""Pictures of detections. The only door to supervision."""
+"""Pictures of detections and of training. The only door to supervision and to matplotlib."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 LEGIBLE = 400  # pixels on the longer side: below it a drawn word cannot be read
+TITLE_PIXELS, GAP_PIXELS = 28, 8
+WHITE = 255
+
+History = Mapping[str, Sequence[tuple[int, float]]]  # (step, value) by metric
 
 
 def draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, texts: list[str]) -> np.ndarray:
@@ -21,3 +28,97 @@ def draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, texts: list[s
     colors = supervision.ColorPalette.from_matplotlib("tab10", 10)
     drawn = supervision.BoxAnnotator(colors, thickness=thickness).annotate(drawn, found)
     return supervision.LabelAnnotator(colors, text_scale=scale, text_padding=3).annotate(drawn, found, labels=texts)
+
+
+def side_by_side(panels: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Pictures (H, W, 3) uint8 RGB of one height, from left to right, each under its title."""
+    titled = [np.concatenate([_title(text, picture.shape[1]), picture]) for text, picture in panels.items()]
+    gap = np.full((len(titled[0]), GAP_PIXELS, 3), WHITE, dtype=np.uint8)
+    return np.concatenate([part for picture in titled for part in (picture, gap)][:-1], axis=1)
+
+
+def stacked(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures (H, W, 3) uint8 RGB one below the other, white where one is narrower."""
+    width = max(picture.shape[1] for picture in pictures)
+    return np.concatenate(
+        [
+            np.pad(picture, ((0, GAP_PIXELS), (0, width - picture.shape[1]), (0, 0)), constant_values=WHITE)
+            for picture in pictures
+        ]
+    )
+
+
+def write(picture: np.ndarray, path: Path) -> None:
+    """A picture (H, W, 3) uint8 RGB as a file, in the format of the path's suffix."""
+    from PIL import Image
+
+    Image.fromarray(picture).save(path)
+
+
+def _title(text: str, width: int) -> np.ndarray:
+    from PIL import Image, ImageDraw, ImageFont
+
+    strip = Image.new("RGB", (width, TITLE_PIXELS), "white")
+    ImageDraw.Draw(strip).text((4, TITLE_PIXELS // 2), text, "black", ImageFont.load_default(16), anchor="lm")
+    return np.asarray(strip)
+
+
+def loss_curves(history: History, path: Path, *, total: str = "train/loss") -> None:
+    """The total loss and its parts by optimizer step, as a PNG file."""
+    parts = sorted(key for key in history if key.startswith(f"{total}_"))
+    with _axes(path, "optimizer step", "loss") as axes:
+        for key in [total, *parts]:
+            steps, values = zip(*history[key], strict=True)
+            is_total = key == total
+            axes.plot(steps, values, alpha=0.25, linewidth=0.8, color="black" if is_total else None)
+            color = axes.lines[-1].get_color()
+            name, width = key.rpartition("/")[2], 2.0 if is_total else 1.2
+            axes.plot(steps, _smooth(values), label=name, linewidth=width, color=color)
+        axes.set_ylim(bottom=0)
+
+
+def ap_curves(
+    history: History, path: Path, *, best_step: int, overall: Sequence[str], by_class: Mapping[str, str]
+) -> None:
+    """AP by optimizer step as a PNG file: `overall` in strong lines, classes in thin ones, the best checkpoint marked.
+
+    `by_class` names the class of a key of `history`; keys without a point are left out.
+    """
+    names = {key: key.removeprefix("val/") for key in overall} | dict(by_class)
+    with _axes(path, "optimizer step", "AP on val") as axes:
+        for key in filter(history.get, names):
+            steps, values = zip(*history[key], strict=True)
+            style = {"linestyle": "--"} if key in by_class else {"linewidth": 2.5}
+            axes.plot(steps, values, label=names[key], marker="o", markersize=4, **style)
+        axes.axvline(best_step, color="grey", linewidth=1, linestyle=":", label="best checkpoint")
+        axes.set_ylim(0, 1)
+
+
+class _axes:
+    """The axes of one picture; leaving the context writes it. No pyplot: that keeps every figure it ever made."""
+
+    def __init__(self, path: Path, x: str, y: str):
+        from matplotlib.figure import Figure
+
+        self.path = path
+        self.figure = Figure(figsize=(9, 5), layout="constrained")
+        self.axes = self.figure.subplots()
+        self.axes.set(xlabel=x, ylabel=y)
+        self.axes.grid(alpha=0.3)
+
+    def __enter__(self):
+        return self.axes
+
+    def __exit__(self, kind: type | None, *rest: object) -> None:
+        if kind is None:
+            self.axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+            self.figure.savefig(self.path, dpi=110)
+
+
+def _smooth(values: Sequence[float], share: int = 30) -> np.ndarray:
+    """A moving mean over a thirtieth of the curve, shorter at its ends."""
+    radius = len(values) // share // 2
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    low, high = np.maximum(index - radius, 0), np.minimum(index + radius + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)

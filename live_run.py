@@ -11,6 +11,7 @@ from typing import Any
 
 import publishing
 import workspace
+from description import describe_run
 from models import record
 from progress import duration, say
 from tracking.journal import REFUSED
@@ -55,6 +56,11 @@ class RunInfo:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
 
 
+def best_key(best: dict[str, Any]) -> str:
+    """The metric that says the best so far: best/AP for val/AP."""
+    return f"best/{best['metric'].removeprefix('val/')}"
+
+
 class LiveRun:
     """A context manager: leaving it ends the run truthfully (FINISHED, KILLED or FAILED) and delivers the rest."""
 
@@ -83,9 +89,13 @@ class LiveRun:
 
         info = self.info
         self.tracked = TrackedRun(self.folder.path, info.run_id)
+        self.elsewhere: dict[str, list[tuple[int, float]]] = {}
         self.first_new_step = self.tracked.journal.last_step() + 1
         if self.resumed:
-            self.first_new_step = max(self.first_new_step, self.store.last_train_step(info.run_id) + 1)
+            last_stored = self.store.last_train_step(info.run_id)
+            if last_stored >= self.first_new_step:
+                self.elsewhere = self.store.histories(info.run_id, ("train/", "val/"))
+                self.first_new_step = last_stored + 1
             self.store.resume_run(info.run_id)
         self.folder.update(
             **info.in_checkpoint() | workspace.whoami(),
@@ -130,6 +140,7 @@ class LiveRun:
         sha256 = self.save_last(checkpoint)
         digest = self.info.dataset["split_fingerprints"]["val"]
         if not self.tracked.journal.has_checkpoint(name):
+            self._log_best(checkpoint)
             self.tracked.checkpoint(
                 name,
                 self.folder.last,
@@ -143,9 +154,16 @@ class LiveRun:
         is_best = bool(checkpoint["best"]) and checkpoint["best"]["step"] == checkpoint["step"]
         self.position |= {"epoch": checkpoint["epoch"], "step": checkpoint["step"], "best": checkpoint["best"]}
         self.folder.update(**self.position, checkpoint_sha256=sha256)
+        self.describe("training")
         if is_best:
             entry = record.describe(checkpoint) | {"sha256": sha256, "role": "best"}
             self._publish(entry)
+
+    def _log_best(self, checkpoint: dict[str, Any]) -> None:
+        """The best so far as a metric of its own: the UI's table of runs shows the newest value of each."""
+        best, step = checkpoint["best"], checkpoint["step"]
+        if best and step not in dict(self.history().get(best_key(best), ())):
+            self.tracked.metrics({best_key(best): best["value"]}, step)
 
     def _publish(self, entry: dict[str, Any]) -> None:
         try:
@@ -186,25 +204,20 @@ class LiveRun:
             )
             if error is not None:
                 self.tracked.tags({"resumable": str(self.folder.last.exists()).lower(), "ended_by": str(error)[:500]})
-            self.tracked.description(self.description(status))
+            self.describe(state)
             self.tracked.end(status)
         except OSError as full:
             say(f"the end of the run could not be written ({full}); the next command marks it KILLED")
         self._deliver(DELIVERY_SECONDS if error is None else 15.0)
 
-    def description(self, status: str) -> str:
-        """The run's note in the MLflow UI: the result and what to type next."""
-        info, best = self.info, self.position.get("best")
-        by = workspace.choosing(best) if best else ""
-        result = f"best {best['metric']} **{best['value']:.4f}** in {best['name']}" if best else "no validation yet"
-        lines = [
-            f"{info.architecture['builder']} on {info.dataset['name']} ({', '.join(info.classes)}): {result}.",
-            f"{status.lower()} at step {self.position.get('step', 0)} of {info.total_steps}.",
-            f"- restore its best: `python restore.py {info.run_id}{by}`",
-            f"- score it: `python evaluate.py --run {info.run_id}{by}`",
-            f"- resume it: `{self.resume_command}`",
-        ]
-        return "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:])
+    def describe(self, state: str) -> None:
+        """Renew the run's note in the MLflow UI."""
+        self.tracked.description(describe_run(self.info, self.position, self.history(), state=state))
+
+    def history(self) -> dict[str, list[tuple[int, float]]]:
+        """The (step, value) of every metric so far; what was trained on another machine comes from the store."""
+        own = self.tracked.journal.history()
+        return {key: self.elsewhere.get(key, []) + own.get(key, []) for key in self.elsewhere | own}
 
     def _deliver(self, seconds: float) -> None:
         began = time.monotonic()

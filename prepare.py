@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import torch
@@ -202,7 +203,9 @@ def run_info(
         run_id, run_name = "dry-run", config.run_name or "dry-run"
     elif run_id is None:
         workspace.require_writable(workspace.RUNS, mend="Make it writable")
-        run_id, run_name = store.create_run(config.experiment, config.run_name, config.tags)
+        run_id, run_name = store.create_run(
+            config.experiment, config.run_name or made_up_name(config, data), config.tags
+        )
     else:
         run_name = store.run(run_id).name
     return RunInfo(
@@ -232,6 +235,12 @@ def run_info(
         packages=environment.decisive_packages(),
         defaults=defaults,
     )
+
+
+def made_up_name(config: TrainConfig, data: DetectionData) -> str:
+    """What a run without --run-name is called: resnet10t-generated-seed0-1124-204512, the last being date and time."""
+    model = config.model.rpartition("/")[2].removeprefix("fasterrcnn_")
+    return f"{model}-{data.name}-seed{config.seed}-{datetime.now():%m%d-%H%M%S}"
 
 
 def snapshot(job: Job) -> dict[str, Any]:

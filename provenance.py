@@ -13,10 +13,14 @@ from resuming import FACTS
 from tracking import environment
 from tracking.run import TrackedRun
 
+UNTRACKED = ("resume", "tag", "strict", "dry_run")  # options that say nothing of the result
+
 
 def log_beginning(run: LiveRun, job: Job) -> None:
     """Parameters, code, environment, command line and data, into the run's journal."""
     tracked = run.tracked
+    run.at(epoch=job.position.epoch, step=job.position.step, best=job.position.best)
+    run.describe("training")
     if job.resumed:
         step = job.position.step
         tracked.tags(job.config.tags | {"resumed_at_step": str(step), "resumed_by": environment.command_line()})
@@ -27,8 +31,11 @@ def log_beginning(run: LiveRun, job: Job) -> None:
     machine = environment.environment()
     on_cpu = f"{machine['cpus']} cores of {machine['cpu']}"
     tracked.tags({"hardware": on_cpu if job.device.type == "cpu" else torch.cuda.get_device_name(job.device)})
-    tracked.params({name: short(value) for name, value in job.info.config.items() if name not in ("resume", "tag")})
-    tracked.params({f"architecture/{name}": value for name, value in job.info.architecture["kwargs"].items()})
+    config, built = job.info.config, job.info.architecture["kwargs"]
+    tracked.params(
+        {name: short(value) for name, value in config.items() if value is not None and name not in UNTRACKED}
+    )
+    tracked.params({f"architecture/{name}": value for name, value in built.items() if value != config.get(name)})
     tracked.params({"defaults_chosen": ", ".join(sorted(job.defaults)), "classes": ", ".join(job.data.classes)})
     tracked.text(environment.command_line() + "\n", "code/command.txt")
     tracked.text(json.dumps(job.info.config, indent=1), "config.json")

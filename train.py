@@ -29,6 +29,7 @@ def main(config: TrainConfig) -> str:
     from live_run import LiveRun
     from prepare import prepare, snapshot
     from provenance import log_beginning
+    from report import log_first_samples
 
     job = prepare(config)
     config, position, plan = job.config, job.position, job.plan
@@ -47,6 +48,8 @@ def main(config: TrainConfig) -> str:
     with stop_on_signals() as stop, live as run, named_loss(run, job):
         log_beginning(run, job)
         say_where(job)
+        if not job.resumed:
+            log_first_samples(run, job)
         if died_before_logging(run, job):
             validate_and_save(run, job)
         for epoch in range(position.epoch + 1, config.epochs):
@@ -134,6 +137,7 @@ def validate_and_save(run: "LiveRun", job: "Job") -> None:
     """Score the weights on the validation split, note the best so far, and log and publish the checkpoint."""
     from evaluate import score
     from prepare import snapshot, validation_metrics
+    from report import log_validation
 
     config, position = job.config, job.position
     is_last = position.step == job.plan.last_step
@@ -161,6 +165,8 @@ def validate_and_save(run: "LiveRun", job: "Job") -> None:
             run.log_detections(f"{which}_val", scored.results)
     position.metrics = scores
     run.log_checkpoint(position.name, snapshot(job), scores)
+    if scores:
+        log_validation(run, job, scored, improved=improved)
 
 
 def update_best(job: "Job", scores: dict[str, float]) -> bool:

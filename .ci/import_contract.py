@@ -11,10 +11,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports from the layers below its own only; modules of one layer do not import each other.
 LAYERS = (
     ("train",),
-    ("evaluate", "infer", "restore", "status", "provenance", "rehearsal"),
+    ("evaluate", "infer", "restore", "status", "provenance", "rehearsal", "report"),
     ("prepare",),
     ("live_run", "resuming", "building"),
-    ("publishing",),
+    ("publishing", "description"),
     ("workspace",),
     ("config", "engine", "metrics", "figures", "tracking", "models", "data"),
     ("progress",),

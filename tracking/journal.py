@@ -105,6 +105,10 @@ class Journal:
         """The highest step whose train metrics are journalled, 0 before the first: none of these is sent again."""
         return self._past().last_train_step
 
+    def history(self) -> dict[str, list[tuple[int, float]]]:
+        """The (step, value) of every metric but the machine's load, in the order in which they came."""
+        return self._past().points
+
     def has_checkpoint(self, name: str) -> bool:
         return name in self._past().checkpoints
 
@@ -171,8 +175,12 @@ class _History:
         self.checkpoints: set[str] = set()
         self.last_checkpoint_step = 0
         self.ended = False
+        self.points: dict[str, list[tuple[int, float]]] = {}
 
     def note(self, operation: dict) -> None:
+        for key, value in (operation.get("metrics") or {}).items():
+            if not key.startswith("system/"):
+                self.points.setdefault(key, []).append((operation["step"], value))
         if operation["op"] == "checkpoint":
             self.checkpoints.add(operation["name"])
             self.last_checkpoint_step = operation["step"]

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tracking.journal import OUTBOX, Journal, now_ms
@@ -94,11 +94,16 @@ class TrackedRun:
     def image(self, path: Path, key: str, step: int) -> None:
         """Queues a picture for the UI's image grid, under `key` at `step`."""
         # The UI reads key, step and time from the file name (mlflow.MlflowClient.log_image).
-        name = f"{key.replace('/', '~')}+step+{int(step)}+timestamp+{now_ms()}+{uuid.uuid4()}"
+        name = f"{metric_name(key).replace('/', '~')}+step+{int(step)}+timestamp+{now_ms()}+{uuid.uuid4()}"
         self.journal.append({"op": "image", "spool": self._spool(Path(path), name=f"{name}.png")})
 
     def text(self, text: str, artifact_path: str) -> None:
         self.journal.append({"op": "text", "text": text, "artifact_path": artifact_path})
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], artifact_path: str) -> None:
+        """Queues a table as mlflow's log_table writes one, which the UI shows as a table."""
+        self.text(json.dumps({"columns": list(columns), "data": list(rows)}), artifact_path)
+        self.tags({"mlflow.loggedArtifacts": json.dumps([{"path": artifact_path, "type": "table"}])})
 
     def dataset(self, name: str, digest: str, source: str, context: str, tags: Mapping[str, object] | None = None):
         """Records a dataset as an input of the run; MLflow keeps at most 36 characters of the digest."""

@@ -17,6 +17,7 @@ from tracking.errors import DamagedArtifact, ExperimentDeleted, RunUnknown, Stor
 from tracking.find import RunReference, find_run, runs_named
 from tracking.journal import now_ms
 from tracking.records import StoredCheckpoint, StoredRun, stored_checkpoint, stored_run
+from tracking.view import VIEW, arrange_charts
 
 __all__ = [
     "DamagedArtifact",
@@ -73,6 +74,7 @@ class Store:
         experiment_id = self.experiment(experiment)
         every_tag = {**_context_tags(), **{key: str(value) for key, value in (tags or {}).items()}}
         with failures(self.uri, f"a new run in {experiment}"):
+            arrange_charts(self.client, experiment_id)
             info = self.client.create_run(experiment_id, tags=every_tag, run_name=run_name).info
         return info.run_id, info.run_name
 
@@ -101,6 +103,13 @@ class Store:
         """The highest step whose training metrics the store has; 0 before the first."""
         with failures(self.uri, f"metrics of run {run_id}"):
             return max((point.step for point in self.client.get_metric_history(run_id, "train/loss")), default=0)
+
+    def histories(self, run_id: str, prefixes: tuple[str, ...]) -> dict[str, list[tuple[int, float]]]:
+        """The (step, value) of the run's metrics whose names begin with one of these."""
+        keys = [key for key in self.run(run_id).metrics if key.startswith(prefixes)]
+        with failures(self.uri, f"metrics of run {run_id}"):
+            found = {key: self.client.get_metric_history(run_id, key) for key in keys}
+        return {key: [(point.step, point.value) for point in points] for key, points in found.items()}
 
     def find(self, word: str, experiment: str | None = None) -> RunReference:
         """The run (and, for models:/NAME@ALIAS, the checkpoint) that a user's word names; RunUnknown otherwise."""
@@ -218,7 +227,7 @@ class Store:
         pages = {
             "run": f"{base}/runs/{run_id}?{mode}",
             "models": f"{base}/models?{mode}",
-            "experiment": f"{base}/runs?{mode}&compareRunsMode=CHART",
+            "experiment": f"{base}/runs?{mode}&compareRunsMode=CHART&viewStateShareKey={VIEW}",
         }
         if is_server(self.uri):
             return pages

@@ -1,0 +1,58 @@
+"""A run's note in the MLflow UI, in Markdown: what came out, and what to type next."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import workspace
+from tracking.connection import is_server
+from tracking.run import metric_name
+
+History = Mapping[str, Sequence[tuple[int, float]]]  # (step, value) by metric
+
+
+def describe_run(info: Any, position: Mapping[str, Any], history: History, *, state: str) -> str:
+    """The note of the run that `info` (a RunInfo) tells of, at this position; `state` in a word."""
+    # The UI shows the first five lines or so of a note before one asks for more.
+    parts = [result(info, position, history, state), commands(info, position), classes_table(info, position, history)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def result(info: Any, position: Mapping[str, Any], history: History, state: str) -> str:
+    """What was trained on what, how far, and the best checkpoint's scores."""
+    best, config = position.get("best"), info.config
+    where = f"{state}, at step {position.get('step') or 0} of {info.total_steps}"
+    what = f"`{info.architecture['builder']}` on **{info.dataset['name']}**, weights `{config['weights']}`, "
+    what += f"augmentation `{str(config['augmentation'])[:40]}`, seed {config['seed']}: {where}."
+    if not best:
+        return f"{what} No validation yet."
+    others = [f"{key} {value:.4f}" for key in ("val/AP", "val/AP50", "val/AP75") if (value := at(history, key, best))]
+    scores = ", ".join(text for text in others if not text.startswith(f"{best['metric']} "))
+    return f"**{best['metric']} {best['value']:.4f}** in `{best['name']}`" + f" ({scores})\n\n{what}"
+
+
+def at(history: History, key: str, best: Mapping[str, Any]) -> float | None:
+    """The value of a metric at the best checkpoint's step."""
+    return dict(history.get(key, ())).get(best["step"])
+
+
+def classes_table(info: Any, position: Mapping[str, Any], history: History) -> str:
+    """AP by class of the best checkpoint."""
+    best = position.get("best")
+    values = {name: at(history, metric_name(f"val/AP/{name}"), best) for name in info.classes} if best else {}
+    rows = [f"| {name} | {value:.4f} |" for name, value in values.items() if value is not None]
+    return "\n".join(["| class | val/AP |", "|---|---|", *rows]) if rows else ""
+
+
+def commands(info: Any, position: Mapping[str, Any]) -> str:
+    """How to restore, score and resume it."""
+    best = position.get("best")
+    by = workspace.choosing(best) if best else ""
+    split = " --split test" if "test" in info.dataset["split_fingerprints"] else ""
+    lines = [
+        *([f"export MLFLOW_TRACKING_URI={info.tracking_uri}"] if is_server(info.tracking_uri) else []),
+        f"python restore.py {info.run_id}{by}          # its best checkpoint → models/faster_rcnn",
+        f"python evaluate.py --run {info.run_id}{by}{split}",
+        f"python train.py --resume {info.run_id}       # after an interruption, or longer with --epochs N",
+        f"python train.py --from-run {info.run_id}     # the same again, with other flags",
+    ]
+    return "\n".join(["```bash", *lines, "```"])

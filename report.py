@@ -1,0 +1,103 @@
+"""What a run shows of itself in the MLflow UI: the same few images at every validation, curves, a table of classes."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+import engine
+import figures
+import metrics
+from data.dataset import DetectionDataset, eval_loader, load_image
+from data.records import Record
+from live_run import LiveRun
+from prepare import Job
+from tracking.run import metric_name
+from tracking.view import SAMPLE_PICTURES
+
+SHOWN_SCORE = 0.5
+LONGEST_SIDE = 640  # pixels of a sample picture
+OVERALL = ("val/AP", "val/AP50", "val/AP75")
+
+
+def sample_records(records: Sequence[Record]) -> list[Record]:
+    """The images that every run on these data shows: evenly spread over those with objects."""
+    shown = [record for record in records if len(record.boxes)]
+    count = min(SAMPLE_PICTURES, len(shown))
+    return [shown[number * len(shown) // count] for number in range(count)]
+
+
+def log_first_samples(run: LiveRun, job: Job) -> None:
+    """What the starting weights find, at step 0: there the UI opens its pictures."""
+    records = sample_records(job.data.records("val"))
+    loader = eval_loader(DetectionDataset(records), batch_size=job.config.batch_size)
+    found = engine.predict(job.scored_model, loader, device=job.device, amp=job.amp)
+    with tempfile.TemporaryDirectory(prefix="samples-") as folder:
+        log_samples(run, job, metrics.coco_results(found), Path(folder))
+
+
+def log_validation(run: LiveRun, job: Job, scored: Any, *, improved: bool) -> None:
+    """Sample pictures and curves of a validation and, of the best so far, the samples in one and a table of classes."""
+    with tempfile.TemporaryDirectory(prefix="figures-") as folder:
+        pictures = log_samples(run, job, scored.results, Path(folder))
+        loss, ap, best = (Path(folder) / name for name in ("loss.png", "ap.png", "best_predictions.png"))
+        history = run.history()
+        figures.loss_curves(history, loss)
+        by_class = {metric_name(f"val/AP/{name}"): name for name in scored.per_class}
+        figures.ap_curves(history, ap, best_step=job.position.best["step"], overall=OVERALL, by_class=by_class)
+        if improved:
+            figures.write(figures.stacked(pictures), best)
+            run.tracked.table(*class_table(scored, job), "tables/per_class.json")
+        for path in (loss, ap, best) if improved else (loss, ap):
+            run.tracked.file(path, "figures", rolling=True)
+
+
+def class_table(scored: Any, job: Job) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows: a class's AP, AP50 and numbers of boxes."""
+    counts = {split: boxes_by_class(job.data.records(split), len(job.data.classes)) for split in ("train", "val")}
+    rows = []
+    for number, name in enumerate(job.data.classes):
+        scores = scored.per_class.get(name, {})  # none: the split has no box of it
+        boxes = [int(counts[split][number]) for split in ("train", "val")]
+        rows.append([name, *(round(scores[key], 4) if key in scores else None for key in ("AP", "AP50")), *boxes])
+    return ["class", "AP", "AP50", "boxes in train", "boxes in val"], rows
+
+
+def boxes_by_class(records: Sequence[Record], classes: int) -> np.ndarray:
+    """(classes,) how many boxes each class has."""
+    labels = np.concatenate([record.labels for record in records])
+    return np.bincount(labels, minlength=classes + 1)[1:]
+
+
+def log_samples(run: LiveRun, job: Job, results: Sequence[dict[str, Any]], folder: Path) -> list[np.ndarray]:
+    """The sample images with `results` (COCO) drawn, at the run's position; `folder` is for files on their way."""
+    pictures = []
+    for number, record in enumerate(sample_records(job.data.records("val")), start=1):
+        found = [one for one in results if one["image_id"] == record.image_id and one["score"] >= SHOWN_SCORE]
+        pictures.append(sample_picture(load_image(record), record, found, job.data.classes))
+        figures.write(pictures[-1], folder / f"{number}.png")
+        run.tracked.image(folder / f"{number}.png", f"predictions/{number}", job.position.step)
+    return pictures
+
+
+def sample_picture(
+    image: np.ndarray, record: Record, found: Sequence[dict[str, Any]], classes: Sequence[str]
+) -> np.ndarray:
+    """Ground truth left, detections (COCO results of this image) right, of an image (H, W, 3) uint8 RGB."""
+    scale = min(1.0, LONGEST_SIDE / max(image.shape[:2]))
+    if scale < 1:
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    xywh = np.array([one["bbox"] for one in found]).reshape(-1, 4)
+    boxes = np.column_stack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
+    labels = np.array([one["category_id"] for one in found], dtype=int)
+    texts = [f"{classes[one['category_id'] - 1]} {one['score']:.2f}" for one in found]
+    truth = [classes[label - 1] for label in record.labels]
+    return figures.side_by_side(
+        {
+            f"{record.name}, ground truth": figures.draw(image, record.boxes * scale, record.labels, truth),
+            f"detections, score ≥ {SHOWN_SCORE}": figures.draw(image, boxes * scale, labels, texts),
+        }
+    )

@@ -1,0 +1,53 @@
+"""How the MLflow UI arranges an experiment's charts, kept with the experiment as a view that its users share.
+
+By itself the UI puts charts in the order of their names and covers sample pictures with the run's parameters. What it
+calls a shared view, an experiment's tag that is read where its key is in the address, says otherwise. Charts that are
+not in the view follow those that are.
+"""
+
+import json
+from typing import Any
+
+VIEW = "overview"
+TAG = f"mlflow.sharedViewState.{VIEW}"
+SAMPLE_PICTURES = 4
+
+SECTIONS = {
+    "val": ("best/AP", "val/AP", "val/AP50", "val/AP75"),
+    "predictions": tuple(f"predictions/{number}" for number in range(1, SAMPLE_PICTURES + 1)),
+    "train": ("train/loss", "train/loss_classifier", "train/loss_box_reg", "train/lr", "train/images_per_second"),
+}
+COLUMNS = (
+    *("attributes.`Created`", "attributes.`Duration`", "metrics.`best/AP`", "metrics.`val/AP`", "metrics.`val/AP50`"),
+    *("params.`model`", "params.`augmentation`", "params.`lr`", "params.`seed`", "tags.`group`"),
+)
+
+
+def arrange_charts(client, experiment_id: str) -> None:
+    """Give the experiment our view, unless it has it."""
+    arranged = overview()
+    if client.get_experiment(experiment_id).tags.get(TAG) != arranged:
+        client.set_experiment_tag(experiment_id, TAG, arranged)
+
+
+def overview() -> str:
+    """The view as the UI reads it: validation first, then sample pictures and training; results as columns."""
+    state = {
+        "compareRunSections": [{"uuid": name, "name": name, "display": True, "isReordered": True} for name in SECTIONS],
+        "compareRunCharts": [_chart(key, section) for section, keys in SECTIONS.items() for key in keys],
+        "isAccordionReordered": True,
+        "selectedColumns": list(COLUMNS),
+        "runsHiddenMode": "FIRST_10_RUNS",
+        "hideEmptyCharts": True,
+        "autoRefreshEnabled": True,
+    }
+    return json.dumps(state, separators=(",", ":"))
+
+
+def _chart(key: str, section: str) -> dict[str, Any]:
+    common = {"uuid": key, "metricSectionId": section, "runsCountToCompare": 10, "isGenerated": True}
+    if section == "predictions":
+        return common | {"type": "IMAGE", "imageKeys": [key], "step": 0, "showRunParams": False}
+    scales = {"lineSmoothness": 0, "scaleType": "linear", "xAxisScaleType": "linear", "range": {}}
+    axes = {"xAxisKey": "step", "useGlobalXaxisKey": True, "selectedXAxisMetricKey": "", "yAxisKey": "metric"}
+    return common | {"type": "LINE", "metricKey": key, "yAxisExpressions": []} | scales | axes

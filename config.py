@@ -269,7 +269,10 @@ def to_repeat(stored: TrainConfig, defaults: Sequence[str], *, cores: int) -> Tr
 
 def absolute(data: str) -> str:
     """`--data` as it means the same from every folder."""
-    return data if data == "generated" else str(Path(data).expanduser().absolute())
+    if data == "generated":
+        return data
+    path = Path(data).expanduser()
+    return str(path.resolve() if ".." in path.parts else path.absolute())  # the name of a link says more than its end
 
 
 def flag(name: str) -> str:

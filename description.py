@@ -9,11 +9,16 @@ from tracking.run import metric_name
 
 History = Mapping[str, Sequence[tuple[int, float]]]  # (step, value) by metric
 
+LINKS = {"figures": "Figures", "experiment": "sample pictures and charts", "models": "checkpoints"}
 
-def describe_run(info: Any, position: Mapping[str, Any], history: History, *, state: str) -> str:
-    """The note of the run that `info` (a RunInfo) tells of, at this position; `state` in a word."""
+
+def describe_run(
+    info: Any, position: Mapping[str, Any], history: History, *, state: str, pages: Mapping[str, str]
+) -> str:
+    """The note of the run that `info` (a RunInfo) tells of, at this position; `state` in a word, `pages` of the UI."""
     # The UI shows the first five lines or so of a note before one asks for more.
     parts = [result(info, position, history, state), commands(info, position), classes_table(info, position, history)]
+    parts.append(", ".join(f"[{title}](#{pages[page].partition('#')[2]})" for page, title in LINKS.items()))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -50,9 +55,9 @@ def commands(info: Any, position: Mapping[str, Any]) -> str:
     split = " --split test" if "test" in info.dataset["split_fingerprints"] else ""
     lines = [
         *([f"export MLFLOW_TRACKING_URI={info.tracking_uri}"] if is_server(info.tracking_uri) else []),
-        f"python restore.py {info.run_id}{by}          # its best checkpoint → models/faster_rcnn",
+        f"python restore.py {info.run_id}{by}  # its best checkpoint → models/faster_rcnn",
         f"python evaluate.py --run {info.run_id}{by}{split}",
-        f"python train.py --resume {info.run_id}       # after an interruption, or longer with --epochs N",
-        f"python train.py --from-run {info.run_id}     # the same again, with other flags",
+        f"python train.py --resume {info.run_id}  # after an interruption, or longer with --epochs N",
+        f"python train.py --from-run {info.run_id}  # the same again, with other flags",
     ]
     return "\n".join(["```bash", *lines, "```"])

@@ -208,8 +208,19 @@ def log(store: Any, report: dict[str, Any], checkpoint: dict[str, Any], sha256: 
         checkpoint=stored,
         step=checkpoint.get("step") or 0,
         dataset=(f"{data.name}-{report['split']}", data.split_fingerprint(report["split"])),
+        table=(["class", "AP", "AP50"], [[name, one["AP"], one["AP50"]] for name, one in report["per_class"].items()]),
+        description=note(report, workspace.introduce(checkpoint)),
     )
     return {"evaluation_run_id": evaluation_run, "model_id": stored.model_id if stored else None}
+
+
+def note(report: dict[str, Any], checkpoint: str) -> str:
+    """The evaluation's Markdown note in the MLflow UI."""
+    scores = [f"{name} {report['metrics'][name]:.4f}" for name in ("AP", "AP50", "AP75") if name in report["metrics"]]
+    where = f"**{report['dataset']}** {report['split']} ({report['images']} images)"
+    rows = [f"| {name} | {one['AP']:.4f} | {one['AP50']:.4f} |" for name, one in report["per_class"].items()]
+    table = "\n".join(["| class | AP | AP50 |", "|---|---|---|", *rows])
+    return f"{', '.join(scores)} on {where}, of {checkpoint}.\n\n{table}"
 
 
 def table(report: dict[str, Any]) -> str:

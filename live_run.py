@@ -89,6 +89,7 @@ class LiveRun:
 
         info = self.info
         self.tracked = TrackedRun(self.folder.path, info.run_id)
+        self.pages = self.store.ui_urls(info.run_id)
         self.elsewhere: dict[str, list[tuple[int, float]]] = {}
         self.first_new_step = self.tracked.journal.last_step() + 1
         if self.resumed:
@@ -212,7 +213,8 @@ class LiveRun:
 
     def describe(self, state: str) -> None:
         """Renew the run's note in the MLflow UI."""
-        self.tracked.description(describe_run(self.info, self.position, self.history(), state=state))
+        note = describe_run(self.info, self.position, self.history(), state=state, pages=self.pages)
+        self.tracked.description(note)
 
     def history(self) -> dict[str, list[tuple[int, float]]]:
         """The (step, value) of every metric so far; what was trained on another machine comes from the store."""

@@ -15,7 +15,7 @@ from data.dataset import DetectionDataset, eval_loader, load_image
 from data.records import Record
 from live_run import LiveRun
 from prepare import Job
-from tracking.run import metric_name
+from tracking.run import PER_CLASS, metric_name
 from tracking.view import SAMPLE_PICTURES
 
 SHOWN_SCORE = 0.5
@@ -50,7 +50,7 @@ def log_validation(run: LiveRun, job: Job, scored: Any, *, improved: bool) -> No
         figures.ap_curves(history, ap, best_step=job.position.best["step"], overall=OVERALL, by_class=by_class)
         if improved:
             figures.write(figures.stacked(pictures), best)
-            run.tracked.table(*class_table(scored, job), "tables/per_class.json")
+            run.tracked.table(*class_table(scored, job), PER_CLASS)
         for path in (loss, ap, best) if improved else (loss, ap):
             run.tracked.file(path, "figures", rolling=True)
 

@@ -47,7 +47,7 @@ def main(config: TrainConfig) -> str:
     live = LiveRun(job.store, job.info, publish=config.publish, resumed=job.resumed)
     with stop_on_signals() as stop, live as run, named_loss(run, job):
         log_beginning(run, job)
-        say_where(job)
+        say_where(job, run.pages)
         if not job.resumed:
             log_first_samples(run, job)
         if died_before_logging(run, job):
@@ -251,13 +251,12 @@ def named_loss(run: "LiveRun", job: "Job") -> Iterator[None]:
         raise NonFiniteLoss(message, step=error.step, losses=error.losses, targets=[]) from error
 
 
-def say_where(job: "Job") -> None:
+def say_where(job: "Job", pages: dict[str, str]) -> None:
     """Name the run and its pages before the first step: one wants to watch."""
-    pages = job.store.ui_urls(job.info.run_id)
     say(f"run {job.info.run_id} ({job.info.run_name}), experiment {job.info.experiment}")
     if "command" in pages:
         say(f"  watch it: {pages['command']}")
-    say(f"  run: {pages['run']}\n  checkpoints: {pages['models']}")
+    say(f"  run: {pages['run']}\n  checkpoints: {pages['models']}\n  charts: {pages['experiment']}")
 
 
 def say_result(job: "Job") -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from tracking.journal import OUTBOX, Journal, now_ms
 
 METRIC_NAMES = "metric_names.json"
+PER_CLASS = "tables/per_class.json"
 REFUSED_CHARACTERS = re.compile(r"[^/\w.\- :]")
 LONGEST_NAME = 250
 

@@ -226,6 +226,7 @@ class Store:
         mode = "workflowType=machine_learning"  # the UI opens for language models otherwise, where runs hide
         pages = {
             "run": f"{base}/runs/{run_id}?{mode}",
+            "figures": f"{base}/runs/{run_id}/artifacts/figures/ap.png?{mode}",
             "models": f"{base}/models?{mode}",
             "experiment": f"{base}/runs?{mode}&compareRunsMode=CHART&viewStateShareKey={VIEW}",
         }

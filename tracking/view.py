@@ -13,7 +13,7 @@ TAG = f"mlflow.sharedViewState.{VIEW}"
 SAMPLE_PICTURES = 4
 
 SECTIONS = {
-    "val": ("best/AP", "val/AP", "val/AP50", "val/AP75"),
+    "result": ("best/AP", "val/AP", "val/AP50", "val/AP75"),
     "predictions": tuple(f"predictions/{number}" for number in range(1, SAMPLE_PICTURES + 1)),
     "train": ("train/loss", "train/loss_classifier", "train/loss_box_reg", "train/lr", "train/images_per_second"),
 }

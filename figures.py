@@ -30,22 +30,23 @@ def draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, texts: list[s
     return supervision.LabelAnnotator(colors, text_scale=scale, text_padding=3).annotate(drawn, found, labels=texts)
 
 
-def side_by_side(panels: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Pictures (H, W, 3) uint8 RGB of one height, from left to right, each under its title."""
-    titled = [np.concatenate([_title(text, picture.shape[1]), picture]) for text, picture in panels.items()]
-    gap = np.full((len(titled[0]), GAP_PIXELS, 3), WHITE, dtype=np.uint8)
-    return np.concatenate([part for picture in titled for part in (picture, gap)][:-1], axis=1)
+def panels(titled: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Pictures (H, W, 3) uint8 RGB of one size, each under its title: wide ones in a column, others in a row."""
+    height, width = next(iter(titled.values())).shape[:2]
+    whole = [np.concatenate([_title(text, width), picture]) for text, picture in titled.items()]
+    return side_by_side(whole, axis=0 if width > height else 1)
 
 
-def stacked(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures (H, W, 3) uint8 RGB one below the other, white where one is narrower."""
-    width = max(picture.shape[1] for picture in pictures)
-    return np.concatenate(
-        [
-            np.pad(picture, ((0, GAP_PIXELS), (0, width - picture.shape[1]), (0, 0)), constant_values=WHITE)
-            for picture in pictures
-        ]
-    )
+def side_by_side(pictures: Sequence[np.ndarray], axis: int = 1) -> np.ndarray:
+    """Pictures (H, W, 3) uint8 RGB in a row (axis 1) or a column (0), white where one is smaller and between them."""
+    across = 1 - axis
+    most = max(picture.shape[across] for picture in pictures)
+    padded = []
+    for picture in pictures:
+        margin = [(0, 0), (0, 0), (0, 0)]
+        margin[axis], margin[across] = (0, GAP_PIXELS), (0, most - picture.shape[across])
+        padded.append(np.pad(picture, margin, constant_values=WHITE))
+    return np.concatenate(padded, axis=axis)
 
 
 def write(picture: np.ndarray, path: Path) -> None:

@@ -49,7 +49,7 @@ def log_validation(run: LiveRun, job: Job, scored: Any, *, improved: bool) -> No
         by_class = {metric_name(f"val/AP/{name}"): name for name in scored.per_class}
         figures.ap_curves(history, ap, best_step=job.position.best["step"], overall=OVERALL, by_class=by_class)
         if improved:
-            figures.write(figures.stacked(pictures), best)
+            figures.write(figures.side_by_side(pictures), best)
             run.tracked.table(*class_table(scored, job), PER_CLASS)
         for path in (loss, ap, best) if improved else (loss, ap):
             run.tracked.file(path, "figures", rolling=True)
@@ -86,7 +86,7 @@ def log_samples(run: LiveRun, job: Job, results: Sequence[dict[str, Any]], folde
 def sample_picture(
     image: np.ndarray, record: Record, found: Sequence[dict[str, Any]], classes: Sequence[str]
 ) -> np.ndarray:
-    """Ground truth left, detections (COCO results of this image) right, of an image (H, W, 3) uint8 RGB."""
+    """Ground truth above or left, detections (COCO results of this image) below or right, of an image (H, W, 3)."""
     scale = min(1.0, LONGEST_SIDE / max(image.shape[:2]))
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -95,7 +95,7 @@ def sample_picture(
     labels = np.array([one["category_id"] for one in found], dtype=int)
     texts = [f"{classes[one['category_id'] - 1]} {one['score']:.2f}" for one in found]
     truth = [classes[label - 1] for label in record.labels]
-    return figures.side_by_side(
+    return figures.panels(
         {
             f"{record.name}, ground truth": figures.draw(image, record.boxes * scale, record.labels, truth),
             f"detections, score ≥ {SHOWN_SCORE}": figures.draw(image, boxes * scale, labels, texts),

@@ -30,3 +30,12 @@ def test_small_images_are_drawn_enlarged_with_their_boxes():
 def test_an_image_without_detections_stays_as_it_is():
     image, result = drawn(500, 400, [], [], [])
     assert (result == image).all()
+
+
+def test_pictures_side_by_side_keep_their_pixels_whatever_their_sizes():
+    small, large = np.zeros((10, 20, 3), np.uint8), np.full((30, 40, 3), 7, np.uint8)
+    row = figures.side_by_side([small, large])
+    assert row.shape == (30, 20 + 40 + 2 * figures.GAP_PIXELS, 3)
+    assert (row[:10, :20] == 0).all() and (row[10:, :20] == 255).all()
+    column = figures.side_by_side([small, large], axis=0)
+    assert (column[10 + figures.GAP_PIXELS : 40 + figures.GAP_PIXELS, :40] == 7).all()

@@ -50,7 +50,7 @@ def test_a_run_shows_the_same_images_at_the_start_and_at_every_validation(home, 
     ]
     assert artifacts(run_id, "figures") == ["ap.png", "best_predictions.png", "loss.png"]
     height, width, _ = pixels(downloaded(run_id, "figures/best_predictions.png", tmp_path)).shape
-    assert width > 2 * 400 and height > 4 * 300  # small images are enlarged, two panels a row, four rows
+    assert width > 4 * 400 and height > 2 * 300  # small images are enlarged, two panels a column, four columns
 
 
 def test_the_best_so_far_is_a_metric_of_its_own(home, small, monkeypatch):
@@ -126,23 +126,23 @@ def test_the_charts_of_an_experiment_are_arranged_once_for_all(home, small):
     assert {name.split("+")[0].replace("~", "/") for name in artifacts(run_id, "images")} == set(pictures)
 
 
-def test_a_sample_has_the_truth_on_its_left_and_the_detections_on_its_right(coco_folder):
+def test_a_sample_has_the_truth_above_and_the_detections_below(coco_folder):
     record = report.sample_records(open_data(coco_folder).records("val"))[0]
     image = np.full((record.height, record.width, 3), 128, dtype=np.uint8)
     empty = report.sample_picture(image, record, [], list("abcd"))
     found = [{"bbox": [0.0, 0.0, 40.0, 60.0], "category_id": 1, "score": 0.9}]
     one = report.sample_picture(image, record, found, list("abcd"))
-    middle = one.shape[1] // 2
-    assert (one[:, : middle - 4] == empty[:, : middle - 4]).all()
-    assert (one[:, middle + 4 :] != empty[:, middle + 4 :]).any()
-    assert (empty[figures.TITLE_PIXELS :, : middle - 4] != 128).any()  # the ground truth's boxes
+    middle = one.shape[0] // 2
+    assert (one[:middle] == empty[:middle]).all()
+    assert (one[middle:] != empty[middle:]).any()
+    assert (empty[figures.TITLE_PIXELS : middle - figures.GAP_PIXELS] != 128).any()  # the ground truth's boxes
 
 
 def test_large_images_are_drawn_smaller_with_their_boxes():
     record = replace(open_data("generated").records("val")[1], boxes=np.array([[0.0, 0.0, 1000.0, 500.0]]))
     record = replace(record, labels=np.array([1]))
     picture = report.sample_picture(np.zeros((1000, 2000, 3), np.uint8), record, [], list("abcd"))
-    assert picture.shape == (320 + figures.TITLE_PIXELS, 2 * 640 + figures.GAP_PIXELS, 3)
+    assert picture.shape == (2 * (320 + figures.TITLE_PIXELS + figures.GAP_PIXELS), 640, 3)
     column = picture[figures.TITLE_PIXELS + 100, :640].any(axis=-1)
     assert 315 <= column.nonzero()[0].max() <= 325  # the box's right edge, at half the width
 

@@ -235,6 +235,20 @@ def test_options_reach_the_model():
         assert (model.roi_heads.score_thresh, model.roi_heads.detections_per_img) == (0.0, 9)
 
 
+def test_multi_scale_draws_sizes_in_training_and_scores_at_the_models_own():
+    model = small("timm/resnet10t", fpn_channels=16, multi_scale=[96, 128], image_max_size=256)
+    image = torch.rand(3, 100, 100)
+
+    def sides(seed: int, count: int = 30) -> list[int]:
+        torch.manual_seed(seed)
+        return [model.transform([image])[0].image_sizes[0][0] for _ in range(count)]
+
+    assert set(sides(0)) == {64, 96, 128}
+    assert sides(0) == sides(0) != sides(1)  # a function of the seed, which is that of the step
+    model.eval()
+    assert set(sides(0)) == {64}
+
+
 def test_same_seed_same_weights():
     first, second = small(MOBILE_320).state_dict(), small(MOBILE_320).state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)

@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 LEGIBLE = 400  # pixels on the longer side: below it a drawn word cannot be read
+PADDING = 3  # pixels around a label's text
 TITLE_PIXELS, GAP_PIXELS = 28, 8
 WHITE = 255
 
@@ -27,7 +29,19 @@ def draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, texts: list[s
     scale = supervision.calculate_optimal_text_scale(size)
     colors = supervision.ColorPalette.from_matplotlib("tab10", 10)
     drawn = supervision.BoxAnnotator(colors, thickness=thickness).annotate(drawn, found)
-    return supervision.LabelAnnotator(colors, text_scale=scale, text_padding=3).annotate(drawn, found, labels=texts)
+    # supervision's own smart_position would spread the labels, which leave their boxes then and jump in a video.
+    found.xyxy[:, :2] = _corners_inside(found.xyxy[:, :2], texts, scale, size)
+    return supervision.LabelAnnotator(colors, text_scale=scale, text_padding=PADDING).annotate(
+        drawn, found, labels=texts
+    )
+
+
+def _corners_inside(corners: np.ndarray, texts: list[str], scale: float, size: tuple[int, int]) -> np.ndarray:
+    """The upper left corners (N, 2) xy, moved so that the labels above them lie in the picture."""
+    text_sizes = [cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0] for text in texts]
+    widths, heights = np.array(text_sizes).reshape(-1, 2).T + 2 * PADDING
+    x = np.maximum(np.minimum(corners[:, 0], size[0] - widths), 0)
+    return np.stack([x, np.maximum(corners[:, 1], heights)], axis=1)
 
 
 def panels(titled: Mapping[str, np.ndarray]) -> np.ndarray:

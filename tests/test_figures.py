@@ -39,3 +39,14 @@ def test_pictures_side_by_side_keep_their_pixels_whatever_their_sizes():
     assert (row[:10, :20] == 0).all() and (row[10:, :20] == 255).all()
     column = figures.side_by_side([small, large], axis=0)
     assert (column[10 + figures.GAP_PIXELS : 40 + figures.GAP_PIXELS, :40] == 7).all()
+
+
+def test_labels_of_boxes_at_the_edges_lie_in_the_picture():
+    """The words of a box in a corner are as whole as those of one in the middle."""
+    corners = {"middle": [200, 200], "upper left": [0, 0], "upper right": [560, 0]}
+    filled = {}
+    for place, (x, y) in corners.items():
+        image, result = drawn(500, 600, [[x, y, x + 40, y + 60]], [1], ["aeroplane 0.50"])
+        _, without = drawn(500, 600, [[x, y, x + 40, y + 60]], [1], [""])
+        filled[place] = ((result != image).any(axis=2) & (result != without).any(axis=2)).sum()
+    assert min(filled.values()) > 0.8 * filled["middle"] > 500

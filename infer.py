@@ -1,25 +1,26 @@
-"""Detect objects in images with a checkpoint: JSON lines on stdout, drawn images in a folder."""
+"""Detect objects in images and videos with a checkpoint: results on stdout, drawn images and videos in a folder."""
 
-import json
+import contextlib
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import config as options
+import formats
 import workspace
 from progress import Progress, say
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferConfig:
-    """Detect objects in images: by default with models/faster_rcnn. One JSON line an image goes to stdout."""
+    """Detect objects in images and videos: by default with models/faster_rcnn. The results go to stdout."""
 
     sources: options.Positional[options.Sources]
-    """Images, folders of images, or glob patterns."""
+    """Images, videos, folders of them, or glob patterns."""
     run: options.Text = None
     """A RUN (ID, unique prefix or name): its checkpoint is fetched from MLflow, models/faster_rcnn stays as it is."""
     checkpoint: options.File = None
@@ -30,8 +31,12 @@ class InferConfig:
     """What makes a checkpoint the best."""
     score_threshold: float = 0.5
     """Leave out detections below this score."""
+    format: Literal["json", "coco", "csv"] = "json"
+    """json: a JSON line an image or frame; coco: one COCO document at the end; csv: a row a detection."""
     output: options.File = None
-    """Folder for the images with their boxes drawn."""
+    """Folder for the images and videos with their boxes drawn."""
+    frame_stride: int = 1
+    """Of a video, take every Nth frame."""
     batch_size: int = 4
     """Images at once."""
     device: str = "auto"
@@ -39,130 +44,177 @@ class InferConfig:
 
     def __post_init__(self):
         if not self.sources:
-            raise options.ConfigError("Give images, folders or patterns: python infer.py SOURCE …")
+            raise options.ConfigError("Give images, videos, folders or patterns: python infer.py SOURCE …")
         workspace.require_one_source(self)
         if not 0 <= self.score_threshold <= 1:
             raise options.ConfigError(f"--score-threshold must be in 0..1, not {self.score_threshold}")
-        if self.batch_size < 1:
-            raise options.ConfigError(f"--batch-size must be above 0, not {self.batch_size}")
+        for name in ("batch_size", "frame_stride"):
+            if getattr(self, name) < 1:
+                raise options.ConfigError(f"{options.flag(name)} must be above 0, not {getattr(self, name)}")
 
 
 def main(config: InferConfig) -> Iterator[dict[str, Any]]:
-    """Yield one result an image: {image, width, height, detections: [{box, label, score}]} or {image, error}."""
-    import torch
+    """Yield one result an image or frame: {image, width, height, detections: [{box, label, score}]} or {image, error}.
 
+    Frames also have `frame`, from 0, and `seconds`. A box is xyxy in pixels of the image as displayed. A file that
+    fails is named on stderr too.
+    """
+    return start(config)[1]
+
+
+def start(config: InferConfig) -> tuple[list[str], Iterator[dict[str, Any]]]:
+    """The checkpoint's class names in label order, and the results of `main`; user's mistakes are raised at once."""
     import engine
+    from sources import Pictures, find_files
     from tracking.store import open_store
 
-    files = image_files(config.sources)
-    names = drawn_names(files)
-    if config.output is not None:
-        workspace.require_writable(config.output)
-        overwritten = [file for file in files if (config.output / names[file]).resolve() == file.resolve()]
-        if overwritten:
-            raise workspace.WorkspaceError(f"--output {config.output} would overwrite {overwritten[0]}: choose another")
+    files = find_files(config.sources, leave_out=config.output)
+    drawings = (
+        contextlib.nullcontext() if config.output is None else Drawings(config.output, files, config.frame_stride)
+    )
+    device = engine.choose_device(config.device)
     store = open_store(workspace.ROOT, must_exist=True) if config.run else None
     with workspace.checkpoint_file(store, config) as path:
         model, checkpoint = workspace.load_detector(path)
-    say(f"detecting with {workspace.introduce(checkpoint)}")
-    device = engine.choose_device(config.device)
+    where = f" ({config.checkpoint})" if config.checkpoint else ""
+    say(f"detecting with {workspace.introduce(checkpoint)}{where}")
+    least = checkpoint["architecture"]["kwargs"].get("score_threshold", 0)
+    if config.score_threshold < least:
+        say(f"note: nothing below {least} is found: the model drops it itself (its --score-threshold in training)")
+    pictures = Pictures(files, config.frame_stride)
     model.to(device)
-    with Progress("infer", len(files), unit="images") as progress:
-        for start in range(0, len(files), config.batch_size):
-            batch = files[start : start + config.batch_size]
-            images, failed = read_images(batch)
-            tensors = [torch.from_numpy(image).permute(2, 0, 1) for image in images.values()]
-            targets = [{"image_id": number} for number in range(len(tensors))]
-            found = engine.predict(model, [(tensors, targets)] if tensors else [], device=device)
-            detections = dict(zip(images, found, strict=True))
-            for file in batch:
-                progress.step()
-                if file in failed:
-                    yield {"image": str(file), "error": failed[file]}
-                    continue
-                yield result(file, images[file], detections[file], checkpoint["classes"], config, names[file])
+    return checkpoint["classes"], results(config, model, checkpoint["classes"], pictures, drawings, device)
 
 
-def image_files(sources: Sequence[str]) -> list[Path]:
-    """The image files that the sources name, in order; WorkspaceError names a source that has none."""
-    files: list[Path] = []
-    for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        else:
-            found = [path] if path.exists() else sorted(matching(source))
-        if not found:
-            raise workspace.WorkspaceError(
-                f"{source} names no image ({', '.join(IMAGE_SUFFIXES)}), folder or pattern that is there"
-            )
-        files += found
-    return list(dict.fromkeys(files))
+def results(
+    config: InferConfig, model: Any, classes: Sequence[str], pictures: Any, drawings: Any, device: Any
+) -> Iterator[dict[str, Any]]:
+    """The results of `main`, drawn too when asked."""
+    with Progress("infer", pictures.total, unit="images") as progress, drawings:
+        for picture, found in detected(model, pictures, config.batch_size, device):
+            progress.expect(pictures.total)
+            progress.step()
+            if picture.error is not None:
+                say(f"error: {picture.error}")
+                yield {"image": str(picture.file), "error": picture.error}
+                continue
+            kept = found.scores >= config.score_threshold
+            boxes, labels, scores = found.boxes[kept], found.labels[kept], found.scores[kept]
+            names = [classes[label - 1] for label in labels]
+            if config.output is not None:
+                texts = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
+                drawings.add(picture, boxes, labels, texts)
+            place = {} if picture.frame is None else {"frame": picture.frame, "seconds": round(picture.seconds, 3)}
+            height, width = picture.pixels.shape[:2]
+            rows = [
+                {"box": [round(float(side), 2) for side in box], "label": name, "score": round(float(score), 4)}
+                for box, name, score in zip(boxes, names, scores, strict=True)
+            ]
+            yield {"image": str(picture.file), **place, "width": width, "height": height, "detections": rows}
 
 
-def matching(pattern: str) -> Iterator[Path]:
-    """The files that a glob pattern names; `**` means any depth."""
-    path = Path(pattern)
-    return Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))
+def detected(model: Any, pictures: Iterable[Any], batch_size: int, device: Any) -> Iterator[tuple[Any, Any]]:
+    """Each picture with what is found in it, in order; those with an error leave the others of their batch alone."""
+    import torch
+
+    import engine
+
+    checked = (refused_if_thin(picture, model.transform.max_size) for picture in pictures)
+    while batch := list(islice(checked, batch_size)):
+        good = [picture for picture in batch if picture.error is None]
+        tensors = [torch.from_numpy(picture.pixels).permute(2, 0, 1) for picture in good]
+        targets = [{"image_id": number} for number in range(len(good))]
+        found = iter(list(engine.predict(model, [(tensors, targets)] if good else [], device=device)))
+        for picture in batch:
+            yield picture, next(found) if picture.error is None else None
 
 
-def read_images(files: Sequence[Path]) -> tuple[dict[Path, Any], dict[Path, str]]:
-    """The images that can be read, and why the others cannot: one bad file leaves the others their results."""
-    from data.images import read_image
-    from data.records import DataError
+def refused_if_thin(picture: Any, longest: int) -> Any:
+    """The picture, or its error where no pixel of its short side is left once the long one fits into the model."""
+    if picture.error is None and max(picture.pixels.shape[:2]) > longest * min(picture.pixels.shape[:2]):
+        height, width = picture.pixels.shape[:2]
+        error = f"{picture.file}, {width} × {height}, is too thin for this model, which sees {longest} pixels at most"
+        return replace(picture, pixels=None, error=error)
+    return picture
 
-    images, failed = {}, {}
-    for file in files:
+
+class Drawings:
+    """Images and videos with their boxes drawn, in a folder; WorkspaceError where that would overwrite a source."""
+
+    def __init__(self, folder: Path, files: Sequence[Path], frame_stride: int):
+        workspace.require_writable(folder)
+        self.folder, self.frame_stride = folder, frame_stride
+        self.paths = {file: folder / name for file, name in drawn_names(files).items()}
+        self.file: Path | None = None  # drawn last; a video among them is still open
+        self.add_frame: Any = None  # to that video
+        self.ending = contextlib.ExitStack()  # of that video
+        sources = {file.resolve() for file in files}
+        overwritten = [path for path in self.paths.values() if path.resolve() in sources]
+        if overwritten:
+            raise workspace.WorkspaceError(f"--output {folder} would overwrite {overwritten[0]}: choose another")
+
+    def __enter__(self) -> "Drawings":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        with self.writing():
+            self.ending.__exit__(*exception)  # an error leaves no half video
+
+    def add(self, picture: Any, boxes: Any, labels: Any, texts: list[str]) -> None:
+        """Draw one picture; a video is finished when the next file begins, or at the end."""
+        from PIL import Image
+
+        import figures
+        from data.video import new_video, read_header
+
+        drawn, path = figures.draw(picture.pixels, boxes, labels, texts), self.paths[picture.file]
+        with self.writing():
+            if picture.file != self.file:
+                self.ending.close()
+                self.file = picture.file
+                if picture.frame is not None:
+                    rate = read_header(picture.file).rate / self.frame_stride
+                    self.add_frame = self.ending.enter_context(new_video(path, rate, drawn.shape[1::-1]))
+            if picture.frame is None:
+                Image.fromarray(drawn).save(path)
+            else:
+                self.add_frame(drawn)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """WorkspaceError where the disk is full, say."""
         try:
-            images[file] = read_image(file)
-        except DataError as error:
-            failed[file] = str(error)
-            say(f"error: {error}")
-    return images, failed
+            yield
+        except OSError as error:
+            raise workspace.WorkspaceError(f"--output {self.folder}: {error.strerror or error}") from error
 
 
 def drawn_names(files: Sequence[Path]) -> dict[Path, str]:
-    """A file name of its own for each drawn image: the image's, with its folders before it where others share it."""
-    stems = Counter(file.stem for file in files)
+    """A file name of its own for each: the source's, with its folders before it where others share it."""
+    from sources import is_video
+
+    suffixes = {file: ".mp4" if is_video(file) else ".png" for file in files}
+    shared = Counter(file.stem + suffix for file, suffix in suffixes.items())
     whole = {file: "_".join(file.absolute().parts[1:]) for file in files}
-    return {file: f"{file.stem if stems[file.stem] == 1 else whole[file]}.png" for file in files}
-
-
-def result(
-    file: Path, image: Any, found: Any, classes: Sequence[str], config: InferConfig, drawn_name: str
-) -> dict[str, Any]:
-    """One image's result; draws it too when asked."""
-    kept = found.scores >= config.score_threshold
-    boxes, labels, scores = found.boxes[kept], found.labels[kept], found.scores[kept]
-    names = [classes[label - 1] for label in labels]
-    if config.output is not None:
-        draw_to(
-            config.output / drawn_name,
-            image,
-            boxes,
-            labels,
-            [f"{n} {s:.2f}" for n, s in zip(names, scores, strict=True)],
-        )
-    rows = [
-        {"box": [round(float(side), 2) for side in box], "label": name, "score": round(float(score), 4)}
-        for box, name, score in zip(boxes, names, scores, strict=True)
-    ]
-    return {"image": str(file), "width": image.shape[1], "height": image.shape[0], "detections": rows}
-
-
-def draw_to(path: Path, image: Any, boxes: Any, labels: Any, texts: list[str]) -> None:
-    from PIL import Image
-
-    import figures
-
-    Image.fromarray(figures.draw(image, boxes, labels, texts)).save(path)
+    return {
+        file: (file.stem if shared[file.stem + suffix] == 1 else whole[file]) + suffix
+        for file, suffix in suffixes.items()
+    }
 
 
 def script(config: InferConfig) -> int:
-    failures = 0
-    for one in main(config):
-        print(json.dumps(one), flush=True)
-        failures += "error" in one
+    classes, found = start(config)
+    failures = []
+
+    def watched() -> Iterator[dict[str, Any]]:
+        for one in found:
+            if "error" in one:
+                failures.append(one)
+            yield one
+
+    sys.stdout.reconfigure(errors="surrogateescape")  # a file name may hold any bytes
+    with contextlib.closing(found):
+        formats.WRITERS[config.format](watched(), classes, sys.stdout)
     return 1 if failures else 0
 
 

@@ -31,6 +31,12 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
 
+    def expect(self, total: int) -> None:
+        """`total` is known better than at the start."""
+        self.total = total
+        if self.bar is not None:
+            self.bar.total = total
+
     def step(self, count: int = 1, **shown: str) -> None:
         """Advance by `count`; `shown` are figures such as loss="0.41"."""
         self.done += count

@@ -13,10 +13,10 @@ LAYERS = (
     ("train",),
     ("evaluate", "infer", "restore", "status", "provenance", "rehearsal", "report"),
     ("prepare",),
-    ("live_run", "resuming", "building"),
+    ("live_run", "resuming", "building", "sources"),
     ("publishing", "description"),
     ("workspace",),
-    ("config", "engine", "metrics", "figures", "tracking", "models", "data"),
+    ("config", "engine", "metrics", "figures", "formats", "tracking", "models", "data"),
     ("progress",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, copy_of_repository
+from tests.test_data_video import FRAMES, by_opencv
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -45,6 +47,15 @@ def test_the_main_job_and_what_follows_it(tmp_path):
     looked = shell(command("look"), folder)
     assert looked.returncode == 0, looked.stderr
     assert len((folder / "outputs" / "detections.jsonl").read_text().splitlines()) == 100
+    shutil.copytree(folder / "outputs" / "shapes" / "test", folder / "photos")
+    shutil.copytree(folder / "outputs" / "shapes" / "val", folder / "more" / "deep")
+    by_opencv(folder / "clip.mp4")
+    detected = shell(command("detect"), folder)
+    assert detected.returncode == 0, detected.stderr
+    assert len((folder / "found.jsonl").read_text().splitlines()) == 100 + FRAMES + 100
+    assert len((folder / "found.csv").read_text().splitlines()) > 100
+    assert len(json.loads((folder / "found.json").read_text())["images"]) == 100
+    assert len(list((folder / "drawn").glob("*.png"))) == 100 and (folder / "drawn" / "clip.mp4").exists()
 
 
 def test_the_readme_names_every_script_and_no_other():

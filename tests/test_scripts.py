@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -137,30 +136,6 @@ def test_evaluate_equals_pycocotools_on_what_it_exports(trained, tmp_path):
     assert report["model_id"] in {one.model_id for one in stored(trained).checkpoints(trained.run_id)}
 
 
-def test_drawn_images_of_one_name_do_not_overwrite_each_other(trained, coco_folder, tmp_path):
-    image = next((coco_folder / "val").iterdir())
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        shutil.copy(image, tmp_path / folder / "same.png")
-    process = trained.run("infer.py", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "drawn")
-    assert process.returncode == 0, process.stderr
-    assert len(process.stdout.splitlines()) == len(list((tmp_path / "drawn").iterdir())) == 2
-
-
-def test_infer_writes_a_line_an_image_and_names_what_fails(trained, coco_folder, tmp_path):
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
-    arguments = (coco_folder / "val", broken, "--score-threshold", "0.0", "--output", tmp_path / "drawn")
-    process = trained.run("infer.py", *arguments)
-    lines = [json.loads(line) for line in process.stdout.splitlines()]
-    assert process.returncode == 1
-    assert [("error" in line) for line in lines] == [False] * 5 + [True]
-    assert len(list((tmp_path / "drawn").glob("*.png"))) == 5
-    for line in lines[:5]:
-        boxes = np.array([one["box"] for one in line["detections"]]).reshape(-1, 4)
-        assert (boxes >= 0).all() and (boxes[:, 2] <= line["width"]).all() and (boxes[:, 3] <= line["height"]).all()
-
-
 def test_resuming_a_finished_run_leaves_it_finished(trained, run_here):
     before = runs_in(trained)
     process = run_here("train.py", "--resume", "small")
@@ -180,7 +155,6 @@ def test_help_comes_without_the_heavy_libraries(name):
 
 BAD_INPUT = {
     "no data that can be decoded": (("evaluate.py", "--data", "{cut}", "--workers", "2", "--no-log"), 2, "cut.png"),
-    "an output that holds the source": (("infer.py", "{image}", "--output", "{images}"), 2, "overwrite"),
     "no run to choose from": (("evaluate.py", "--which", "0"), 2, "give --run"),
     "negative workers": (("evaluate.py", "--workers", "-1"), 2, "--workers"),
     "an empty argument": (("restore.py", "small", "--output", ""), 2, "empty"),
@@ -202,7 +176,8 @@ BAD_INPUT = {
     "run and checkpoint": (("evaluate.py", "--run", "small", "--checkpoint", "x.pth"), 2, "choose one"),
     "changed flag on resume": (("train.py", "--resume", "small", "--lr", "0.5"), 2, "--lr"),
     "no image": (("infer.py", "nothing-here-*.jpg"), 2, "nothing-here"),
-    "no checkpoint": (("infer.py", "{image}", "--checkpoint", "none.pth"), 2, "none.pth"),
+    "an unknown format": (("infer.py", "{image}", "--format", "xml"), 2, "--format"),
+    "no frames": (("infer.py", "{image}", "--frame-stride", "0"), 2, "--frame-stride"),
     "no backbone weights": (("train.py", *SMALL, "--weights", "backbone", "--backbone-weights", "x.pth"), 2, "x.pth"),
     "unknown augmentation": (("train.py", "--augmentation", "banana"), 2, "dihedral"),
     "unknown weights": (("train.py", *SMALL, "--weights", "banana"), 2, "banana"),
@@ -223,7 +198,7 @@ def test_bad_input_is_one_message_and_the_right_code(case, trained, run_here, co
     broken = next((cut / "val").iterdir())
     broken.write_bytes(broken.read_bytes()[:200])
     places = {name: tmp_path / name for name in ("file", "empty", "other", "cut")}
-    places |= {"image": image, "images": image.parent}
+    places |= {"image": image}
     (name, *arguments), code, named = BAD_INPUT[case]
     before = sorted(trained.folder.glob("runs/*")), runs_in(trained)
     process = run_here(name, *(argument.format(**places) for argument in arguments))

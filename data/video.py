@@ -122,8 +122,10 @@ def _header(container: Any, stream: Any) -> Header:
         seconds = float(stream.duration * stream.time_base)
     elif tag:
         seconds = 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
+    elif container.duration and not container.streams.audio:  # it is the length of what lasts longest
+        seconds = container.duration / av.time_base
     else:
-        seconds = container.duration / av.time_base if container.duration else None
+        seconds = None
     return Header(rate=rate, seconds=seconds)
 
 

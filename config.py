@@ -245,11 +245,13 @@ def for_resume(stored: TrainConfig, asked: TrainConfig) -> TrainConfig:
     said = ("max_steps", "patience") if asked.resume == "auto" else ()
     left_open = [f.name for f in fields(stored) if getattr(asked, f.name) is None and f.name not in said]
     asked = replace(asked, **{name: getattr(stored, name) for name in left_open})
+    asked = replace(asked, tag=tuple(dict.fromkeys((*stored.tag, *asked.tag))))  # tags are added, never taken away
     changed = [f.name for f in fields(stored) if getattr(stored, f.name) != getattr(asked, f.name)]
     refused = [name for name in changed if name not in MAY_CHANGE]
     if refused:
         told = ", ".join(f"{flag(name)} ({getattr(stored, name)} → {getattr(asked, name)})" for name in refused)
-        raise ConfigError(f"A resumed run keeps its configuration; these cannot change: {told}. Start a new run")
+        new = "Start a new run" + (": give another --run-name" if asked.resume == "auto" else "")
+        raise ConfigError(f"A resumed run keeps its configuration; these cannot change: {told}. {new}")
     return asked
 
 

@@ -13,8 +13,10 @@ import publishing
 import workspace
 from description import describe_run
 from models import record
+from pace import Pace
 from progress import duration, say
 from tracking.journal import REFUSED
+from tracking.records import PROGRESS, last_word
 from workspace import RunFolder
 
 DELIVERY_SECONDS = 120.0  # how long a finished run waits for a store that still takes what it is sent
@@ -98,26 +100,43 @@ class LiveRun:
                 self.elsewhere = self.store.histories(info.run_id, ("train/", "val/"))
                 self.first_new_step = last_stored + 1
             self.store.resume_run(info.run_id)
+        before = self.folder.state() or last_word(self.store.run(info.run_id).tags)
+        self.pace = Pace(
+            total_steps=info.total_steps,
+            steps_per_epoch=info.steps_per_epoch,
+            seconds_before=before.get("seconds", 0.0),
+        )
         self.folder.update(
-            **info.in_checkpoint() | workspace.whoami(),
+            **info.in_checkpoint() | workspace.whoami() | self.times(),
             **{
                 "total_steps": info.total_steps,
                 "state": "running",
-                "started": self.folder.state().get("started", time.time()),
+                "started": before.get("started", time.time()),
             },
         )
         self.sender = Sender(self.folder.path, self.store, heartbeat=self.heartbeat)
         self.sender.start()
 
+    def times(self) -> dict[str, float | None]:
+        left = self.pace.seconds_left
+        return {"seconds": round(self.pace.seconds, 1), "seconds_left": None if left is None else round(left, 1)}
+
     def heartbeat(self) -> dict[str, Any]:
-        return {key: self.position.get(key) for key in ("epoch", "step")}
+        info, position = self.info, {key: self.position.get(key) for key in ("epoch", "step")}
+        plan = {"epochs": info.epochs, "total_steps": info.total_steps, "steps_per_epoch": info.steps_per_epoch}
+        return position | plan | self.times()
+
+    def progress(self) -> dict[str, str]:
+        """The tag by which other machines see how far an ended run got, and its best."""
+        return {PROGRESS: json.dumps(self.heartbeat() | {"best": self.position.get("best")})}
 
     def at(self, **position: Any) -> None:
         """Say how far the run is; run.json follows every few seconds, so that status.py can tell."""
         self.position |= position
+        self.pace.step(position["step"])
         if time.monotonic() - self.state_written > STATE_EVERY_SECONDS:
             self.state_written = time.monotonic()
-            self.folder.update(**self.position)
+            self.folder.update(**self.position | self.times())
 
     def log_step(self, values: dict[str, float], step: int) -> None:
         """Training metrics of one step; a step replayed after a resume has been sent before and is left out."""
@@ -139,6 +158,7 @@ class LiveRun:
     def log_checkpoint(self, name: str, checkpoint: dict[str, Any], scores: dict[str, float]) -> None:
         """Save a finished epoch's checkpoint, queue it for MLflow, and publish it when it is the best so far."""
         sha256 = self.save_last(checkpoint)
+        self.pace.pause()
         digest = self.info.dataset["split_fingerprints"]["val"]
         if not self.tracked.journal.has_checkpoint(name):
             self._log_best(checkpoint)
@@ -154,7 +174,8 @@ class LiveRun:
             )
         is_best = bool(checkpoint["best"]) and checkpoint["best"]["step"] == checkpoint["step"]
         self.position |= {"epoch": checkpoint["epoch"], "step": checkpoint["step"], "best": checkpoint["best"]}
-        self.folder.update(**self.position, checkpoint_sha256=sha256)
+        self.folder.update(**self.position | self.times(), checkpoint_sha256=sha256)
+        self.tracked.tags(self.progress())
         self.describe("training")
         if is_best:
             entry = record.describe(checkpoint) | {"sha256": sha256, "role": "best"}
@@ -198,13 +219,14 @@ class LiveRun:
         try:
             state = {"FINISHED": "finished", "KILLED": "interrupted", "FAILED": "failed"}[status]
             self.folder.update(
-                **self.position,
+                **self.position | self.times(),
                 state=state,
                 error=error and str(error)[:500],
                 ended=datetime.now().astimezone().isoformat(timespec="seconds"),
             )
             if error is not None:
-                self.tracked.tags({"resumable": str(self.folder.last.exists()).lower(), "ended_by": str(error)[:500]})
+                ended = {"resumable": str(self.folder.last.exists()).lower(), "ended_by": str(error)[:500]}
+                self.tracked.tags(ended | self.progress())
             self.describe(state)
             self.tracked.end(status)
         except OSError as full:

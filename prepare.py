@@ -1,6 +1,5 @@
 """Everything of a training run before its first step: data, model, starting weights, optimizer, where it continues."""
 
-import os
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -23,9 +22,9 @@ from data.transforms import build_transform, read_augmentation
 from live_run import RunInfo
 from models.record import FORMAT
 from progress import say
-from resuming import Position
+from resuming import Position, Start
 from tracking import environment
-from tracking.store import Store, open_store
+from tracking.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,20 +71,10 @@ class Job:
         return self.model if self.average is None else self.average.module
 
 
-def prepare(config: TrainConfig) -> Job:
+def prepare(start: Start) -> Job:
     """Check and build everything; the MLflow run is created last, so that bad input leaves nothing half-made."""
-    store = open_store(workspace.ROOT)
-    say(f"tracking: {store.uri}")
-    for dead in [] if config.dry_run else workspace.end_dead_runs(store):
-        say(f"run {dead.run_id} had died; it is marked KILLED; {dead.continuation()}")
-    config = replace(config, data=options.absolute(config.data), augmentation=read_augmentation(config.augmentation))
-    run_id = resuming.run_to_resume(store, config)
-    if run_id:
-        workspace.RunFolder(run_id).require_idle()
-        facts = resuming.stored_facts(store, run_id)
-        config, defaults = options.for_resume(options.from_plain(facts["config"]), config), {}
-    else:
-        config, defaults = options.resolved(config, cores=os.cpu_count() or 1)
+    store, run_id, defaults = start.store, start.run_id, dict(start.defaults)
+    config = replace(start.config, augmentation=read_augmentation(start.config.augmentation))
     device = engine.choose_device(config.device)
     transform = build_transform(config.augmentation)
     build_architecture(config, num_classes=2)  # a wrong word is told before the data are read
@@ -104,7 +93,7 @@ def prepare(config: TrainConfig) -> Job:
         config = replace(config, warmup_steps=defaults["warmup_steps"])
     if config.from_run and run_id is None:
         config = replace(config, from_run=workspace.local_run(config.from_run) or store.find_run(config.from_run))
-        notes += resuming.repetition(store, config, data, code)
+        notes += resuming.repetition(store, config, data, code, threads=torch.get_num_threads())
     if defaults:
         say("chosen by default: " + ", ".join(f"{name} {value}" for name, value in sorted(defaults.items())))
     optimizer, schedule = optimization(
@@ -121,7 +110,7 @@ def prepare(config: TrainConfig) -> Job:
         say(resuming.receipt(saved, position))
     for note in notes:
         say(note)
-    left_open = tuple(sorted(defaults)) if run_id is None else tuple(facts.get("defaults", ()))
+    left_open = tuple(sorted(defaults)) if run_id is None else tuple(start.facts.get("defaults", ()))
     info = run_info(config, store, run_id, data, architecture, plan, code, left_open)
     return Job(
         config=config,

@@ -63,3 +63,8 @@ def duration(seconds: float) -> str:
     return (
         f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
     )
+
+
+def about(seconds: float) -> str:
+    """An estimated duration, no finer than it is known: under a minute, about 12m, about 2h02m."""
+    return "under a minute" if seconds < 60 else f"about {duration(60 * round(seconds / 60)).removesuffix('00s')}"

@@ -1,24 +1,75 @@
-"""Where a run continues: its last whole state found, put back, and compared with today's code and data."""
+"""Which run is trained, a new one or one that continues; its last state found, put back, compared with today's.
+
+Imports no torch before it is needed: that a run is finished is said at once.
+"""
 
 import os
 import tempfile
+import time
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import config as options
 import workspace
 from config import TrainConfig
-from data.records import DetectionData
-from models import checkpoint as checkpoints
 from models.record import CheckpointError
-from progress import say
+from progress import duration, say
 from tracking import environment
-from tracking.store import Store
+from tracking.pulse import HEARTBEAT_SECONDS, SILENT_SECONDS
+from tracking.records import StoredRun, last_word
+from tracking.store import Store, open_store
+
+if TYPE_CHECKING:
+    from data.records import DetectionData
 
 FACTS = "run.json"  # a run's artifact: what RunInfo says of it
+LIMITS = ("epochs", "max_steps", "patience")
+WATCH_SECONDS = 2.5 * HEARTBEAT_SECONDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The run to train and its whole configuration."""
+
+    store: Store
+    config: TrainConfig
+    defaults: dict[str, Any]  # what the user left open and we chose
+    run_id: str | None  # of the run that continues
+    facts: dict[str, Any]  # what RunInfo says of it
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run is finished and nothing more is asked of it."""
+        if self.run_id is None or any(self.facts["config"].get(name) != getattr(self.config, name) for name in LIMITS):
+            return False
+        return has_finished(self.store, self.run_id)
+
+
+def choose(config: TrainConfig) -> Start:
+    """Open the store, end the dead, and find the run that --resume continues; WorkspaceError when that is training."""
+    store = open_store(workspace.ROOT)
+    say(f"tracking: {store.uri}")
+    for dead in [] if config.dry_run else workspace.end_dead_runs(store):
+        say(f"run {dead.run_id} had died; it is marked KILLED; {dead.continuation()}")
+    config = replace(config, data=options.absolute(config.data))
+    run_id = run_to_resume(store, config)
+    if run_id is None:
+        config, defaults = options.resolved(config, cores=os.cpu_count() or 1)
+        return Start(store=store, config=config, defaults=defaults, run_id=None, facts={})
+    facts = stored_facts(store, run_id)
+    stored = options.from_plain(facts["config"])
+    if stored.augmentation.startswith("{"):  # the content of a file: compared with today's
+        from data.transforms import read_augmentation
+
+        config = replace(config, augmentation=read_augmentation(config.augmentation))
+    return Start(store=store, config=options.for_resume(stored, config), defaults={}, run_id=run_id, facts=facts)
+
+
+def has_finished(store: Store, run_id: str) -> bool:
+    """Whether the run's last word was that it is finished: its folder's, or the store's of another machine's run."""
+    folder = workspace.RunFolder(run_id)
+    return folder.training() == "finished" if folder.state() else store.run(run_id).status == "FINISHED"
 
 
 @dataclass(kw_only=True)
@@ -40,13 +91,42 @@ class Position:
 
 def run_to_resume(store: Store, config: TrainConfig) -> str | None:
     """The run that --resume names; with `auto` the newest of its --run-name that saved anything, None to start it."""
+    if config.resume is None:
+        return None
     if config.resume != "auto":
-        return config.resume and (workspace.local_run(config.resume) or store.find_run(config.resume))
+        run_id = workspace.local_run(config.resume) or store.find_run(config.resume)
+        require_idle(store, store.run(run_id))
+        return run_id
     for run in store.runs_named(config.run_name, config.experiment):
-        folder = workspace.RunFolder(run.run_id)
-        if folder.is_alive() or folder.can_resume() or store.checkpoints(run.run_id):
+        require_idle(store, run)
+        if workspace.RunFolder(run.run_id).can_resume() or store.checkpoints(run.run_id):
             return run.run_id
     return None
+
+
+def require_idle(store: Store, run: StoredRun) -> None:
+    """WorkspaceError when the run is training, here or on another machine.
+
+    A run that the store calls RUNNING may have died: whoever spoke lately has its heart listened to.
+    """
+    workspace.RunFolder(run.run_id).require_idle()
+    said = last_word(run.tags)
+    last_beat = said.get("time", 0)
+    silent_for = time.time() - last_beat / 1000
+    if run.status != "RUNNING" or silent_for > SILENT_SECONDS:
+        return
+    where = f"on {said.get('host')} (process {said.get('pid')})"
+    say(
+        f"run {run.run_id} trained {where} {duration(silent_for)} ago: {WATCH_SECONDS:.0f} s will show whether it lives"
+    )
+    deadline = time.monotonic() + WATCH_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(1)
+        now = store.run(run.run_id)
+        if now.status != "RUNNING":
+            return
+        if last_word(now.tags).get("time") != last_beat:
+            raise workspace.WorkspaceError(f"Run {run.run_id} is training now {where}. See it: python status.py")
 
 
 def stored_facts(store: Store, run_id: str) -> dict[str, Any]:
@@ -72,6 +152,8 @@ def configuration(store: Store, run: str) -> TrainConfig:
 
 def resumable_checkpoint(store: Store, run_id: str) -> dict[str, Any]:
     """The newest state of a run: its folder's last.pth, else its last checkpoint in MLflow."""
+    from models import checkpoint as checkpoints
+
     last = workspace.RunFolder(run_id).last
     stored = store.checkpoints(run_id)
     try:
@@ -104,7 +186,7 @@ def restore(saved: dict[str, Any], model, optimizer, schedule, scaler, average=N
     return Position(**{one.name: saved[one.name] for one in fields(Position) if one.name in saved})
 
 
-def differences(saved: dict[str, Any], data: DetectionData, code: dict[str, Any], *, threads: int) -> list[str]:
+def differences(saved: dict[str, Any], data: "DetectionData", code: dict[str, Any], *, threads: int) -> list[str]:
     """What is not as it was when the run `saved` tells of was trained: data, code, packages, CPU threads."""
     notes = []
     if saved["dataset"]["fingerprint"] != data.fingerprint:
@@ -129,13 +211,15 @@ def differences(saved: dict[str, Any], data: DetectionData, code: dict[str, Any]
     return notes
 
 
-def repetition(store: Store, config: TrainConfig, data: DetectionData, code: dict[str, Any]) -> list[str]:
+def repetition(
+    store: Store, config: TrainConfig, data: "DetectionData", code: dict[str, Any], *, threads: int
+) -> list[str]:
     """Where a run by --from-run differs from the run it repeats; with --strict that is a WorkspaceError.
 
     Flags may differ: that is what one repeats a run for.
     """
     facts = stored_facts(store, config.from_run)
-    notes = differences(facts, data, code, threads=torch.get_num_threads())
+    notes = differences(facts, data, code, threads=threads)
     if config.strict and notes:
         raise workspace.WorkspaceError("\n".join([f"--strict: run {config.from_run} cannot be repeated here", *notes]))
     before, now = facts["config"], options.to_plain(config)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import config as options
+import series
 import workspace
 from models import record
-from progress import duration, say
+from progress import about, duration, say
 from tracking import connection, journal, peek
 from workspace import RunFolder
 
@@ -27,6 +28,8 @@ class StatusConfig:
 
     checkpoint: Path = workspace.PUBLISHED
     """Another checkpoint file to judge."""
+    experiment: options.Text = None
+    """Instead, the runs of this experiment: state, epoch, best and time left of each, and of its groups."""
     json: bool = False
     """Print JSON instead of a report."""
     verify: bool = False
@@ -36,15 +39,21 @@ class StatusConfig:
     sync: bool = False
     """First send to MLflow what it has not yet got, and mark dead runs KILLED."""
 
+    def __post_init__(self):
+        if self.experiment is not None and (self.checkpoint != workspace.PUBLISHED or self.verify):
+            raise options.ConfigError("--experiment tells of runs, --checkpoint and --verify are about a file")
+
 
 def main(config: StatusConfig) -> dict[str, Any]:
     """The report that `--json` prints."""
     if config.sync:
         synchronise()
-    path = config.checkpoint.absolute()
-    verdict = record.inspect(path, verify=config.verify)
     uri = connection.store_uri(workspace.ROOT)
     ask = functools.cache(thoroughly if config.remote else quickly)
+    if config.experiment is not None:
+        return series.report(config.experiment, uri, *ask(uri))
+    path = config.checkpoint.absolute()
+    verdict = record.inspect(path, verify=config.verify)
     folders = workspace.run_folders()
     training = training_state(folders)
     entry = verdict.entry
@@ -100,7 +109,7 @@ def training_state(folders: list[RunFolder]) -> dict[str, Any]:
     if chosen is None:
         return {"state": "none", "run_id": None, "epoch": None, "step": None}
     state = chosen.state()
-    keys = ("run_name", "epoch", "epochs", "step", "total_steps", "updated", "pid", "host", "error")
+    keys = ("run_name", "epoch", "epochs", "step", "total_steps", "seconds_left", "updated", "pid", "host", "error")
     known = {key: state.get(key) for key in keys}
     return {"state": chosen.training(), "run_id": chosen.run_id} | known
 
@@ -243,6 +252,8 @@ def training_lines(training: dict[str, Any]) -> list[str]:
     line = f"training: {training['state']}, run {training['run_id']} ({training['run_name']}), {at}"
     if training["updated"]:
         line += f", {duration(time.time() - training['updated'])} ago"
+    if training["state"] == "running" and training["seconds_left"] is not None:
+        line += f", {about(training['seconds_left'])} left"
     if training["state"] == "failed":
         return [line, f"  {(training['error'] or 'for a reason not recorded').splitlines()[0]}"]
     if training["state"] == "interrupted":
@@ -256,7 +267,10 @@ def shown(path: str) -> str:
 
 def script(config: StatusConfig) -> int:
     report = main(config)
-    print(json.dumps(report, indent=1) if config.json else report_text(report))
+    in_words = report_text if config.experiment is None else series.text
+    print(json.dumps(report, indent=1) if config.json else in_words(report))
+    if config.experiment is not None:
+        return 0 if report["runs"] else 1
     return {"ready": 0, "absent": 1, "incompatible": 4}.get(report["state"], 3)
 
 

@@ -13,17 +13,33 @@ import config as options
 import workspace
 from config import TrainConfig
 from progress import Progress, say
+from tracking.connection import store_uri
 
 if TYPE_CHECKING:
     from engine import Step
     from live_run import LiveRun, Stopped
     from prepare import Job
+    from resuming import Start
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
 
 
 def main(config: TrainConfig) -> str:
     """Train one run, or continue the run `config.resume`, and return its run ID; a dry run's summary."""
+    if config.resume != "auto" or config.dry_run:
+        return train(config)
+    with workspace.name_taken(config.run_name, config.experiment, store_uri(workspace.ROOT)):
+        return train(config)
+
+
+def train(config: TrainConfig) -> str:
+    """As main: the loop."""
+    import resuming
+
+    start = resuming.choose(config)
+    if start.is_over:  # said before the heavy imports
+        return already_finished(start)
+
     import engine
     from data.dataset import train_loader
     from live_run import LiveRun
@@ -31,17 +47,14 @@ def main(config: TrainConfig) -> str:
     from provenance import log_beginning
     from report import log_first_samples
 
-    job = prepare(config)
+    job = prepare(start)
     config, position, plan = job.config, job.position, job.plan
     if config.dry_run:
         from rehearsal import rehearse
 
         return rehearse(job)
-    if is_finished(job):
-        longer = "--epochs" if config.max_steps is None else f"--max-steps (it was {config.max_steps})"
-        longer += ", or --patience" if stopped_early(job) else ""
-        say(f"run {job.info.run_id} is finished (step {position.step}). To train longer raise {longer}")
-        return job.info.run_id
+    if job.resumed and is_done(job) and resuming.has_finished(job.store, job.info.run_id):
+        return already_finished(start)
     recovery = RecoveryClock(config.checkpoint_every)
 
     live = LiveRun(job.store, job.info, publish=config.publish, resumed=job.resumed)
@@ -96,6 +109,21 @@ def main(config: TrainConfig) -> str:
     return job.info.run_id
 
 
+def already_finished(start: "Start") -> str:
+    """Say so, and send what the store has not yet got of the run; its ID, or a dry run's summary."""
+    run_id, config = start.run_id, start.config
+    longer = "--epochs" if config.max_steps is None else f"--max-steps (it was {config.max_steps})"
+    longer += ", or --patience" if config.patience is not None else ""
+    message = f"run {run_id} ({start.facts['run_name']}) is finished. To train longer raise {longer}"
+    if config.dry_run:
+        return message
+    say(message)
+    folder = workspace.RunFolder(run_id)
+    if folder.state():
+        workspace.deliver_pending(start.store, folder)
+    return run_id
+
+
 def is_done(job: "Job") -> bool:
     """Whether no step is left to do."""
     return job.position.step == job.plan.last_step or stopped_early(job)
@@ -103,16 +131,6 @@ def is_done(job: "Job") -> bool:
 
 def stopped_early(job: "Job") -> bool:
     return job.config.patience is not None and job.position.validations_since_best >= job.config.patience
-
-
-def is_finished(job: "Job") -> bool:
-    """Whether nothing is left to do: no step, the last checkpoint logged and the run ended."""
-    if not job.resumed or not is_done(job):
-        return False
-    folder = workspace.RunFolder(job.info.run_id)
-    if folder.state():
-        return folder.training() == "finished"
-    return job.store.run(job.info.run_id).status == "FINISHED"  # trained on another machine
 
 
 def died_before_logging(run: "LiveRun", job: "Job") -> bool:

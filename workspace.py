@@ -5,13 +5,15 @@ Imports neither torch nor mlflow, so that status.py answers at once; what needs 
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
+import shlex
 import socket
 import struct
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,20 +67,11 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process; the kernel frees it at death. WorkspaceError when another process has it."""
-        self.path.mkdir(parents=True, exist_ok=True)
         lock = self.path / "lock"
         if lock in _held:
             raise WorkspaceError(f"Run {self.run_id} is already training in this process")
-        with lock.open("a+") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise self._busy() from error
-            _held.add(lock)
-            try:
-                yield
-            finally:
-                _held.discard(lock)
+        with _locked(lock, self._busy):
+            yield
 
     def is_alive(self) -> bool:
         """Whether a process holds the run's lock; asks without taking it."""
@@ -116,6 +109,38 @@ class RunFolder:
 
     def can_resume(self) -> bool:
         return self.last.exists() or Journal(self.path).last_checkpoint_step() > 0
+
+
+@contextlib.contextmanager
+def _locked(lock: Path, busy: Callable[[], WorkspaceError]) -> Iterator[None]:
+    """Hold a lock file for this process; the kernel frees it at death. `busy` is raised when someone has it."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    if lock in _held:
+        raise busy()
+    with lock.open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise busy() from error
+        _held.add(lock)
+        try:
+            yield
+        finally:
+            _held.discard(lock)
+
+
+@contextlib.contextmanager
+def name_taken(run_name: str, experiment: str, uri: str) -> Iterator[None]:
+    """Of processes that start or continue the run of one name, the first; WorkspaceError for the others.
+
+    A run has a folder to lock only once it exists, which is long after two processes found that it does not.
+    """
+    require_writable(RUNS, mend="Make it writable")
+    digest = hashlib.sha256("\0".join((uri, experiment, run_name)).encode()).hexdigest()[:16]
+    see = f"See it: python status.py --experiment {shlex.quote(experiment)}"
+    busy = WorkspaceError(f"Run {run_name!r} of experiment {experiment!r} is training now. {see}")
+    with _locked(RUNS / f".{digest}.lock", lambda: busy):
+        yield
 
 
 def whoami() -> dict[str, Any]:

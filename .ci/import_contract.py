@@ -14,10 +14,10 @@ LAYERS = (
     ("evaluate", "infer", "restore", "status", "provenance", "rehearsal", "report"),
     ("prepare",),
     ("live_run", "resuming", "building", "sources"),
-    ("publishing", "description"),
+    ("publishing", "description", "series"),
     ("workspace",),
     ("config", "engine", "metrics", "figures", "formats", "tracking", "models", "data"),
-    ("progress",),
+    ("progress", "pace"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -35,6 +35,17 @@ NEWEST_RUNS = f"""
     AND NOT EXISTS (SELECT 1 FROM tags WHERE run_uuid = r.run_uuid AND key = 'kind' AND value = '{EVALUATION}')
     ORDER BY r.start_time DESC LIMIT ?
 """
+EXPERIMENT_RUNS = """
+    SELECT r.run_uuid AS run_id, r.name, r.status, r.start_time, r.end_time, r.lifecycle_stage = 'deleted' AS deleted
+    FROM runs r JOIN experiments e ON e.experiment_id = r.experiment_id
+    WHERE e.name = ? AND e.lifecycle_stage = 'active'
+"""
+EXPERIMENT_TAGS = """
+    SELECT t.run_uuid AS run_id, t.key, t.value
+    FROM tags t JOIN runs r ON r.run_uuid = t.run_uuid JOIN experiments e ON e.experiment_id = r.experiment_id
+    WHERE e.name = ? AND t.key NOT LIKE 'mlflow.%'
+"""
+MOST_RUNS = 50_000  # that a server gives at once
 
 Answer = dict[str, object]
 
@@ -67,6 +78,31 @@ def peek_checkpoints(uri: str, run_id: str, metric: str = "val/AP") -> Answer | 
 def newest_runs(uri: str, limit: int = 8) -> list[Answer] | None:
     """The newest runs, evaluations apart, newest first; as peek_run has them."""
     return _server_newest(uri, limit) if is_server(uri) else _query(uri, NEWEST_RUNS, limit)
+
+
+def experiment_runs(uri: str, experiment: str) -> list[Answer] | None:
+    """Every run of an experiment, evaluations and deleted ones too; none where there is no such experiment.
+
+    {run_id, name, status, start_time, end_time, deleted, tags (without mlflow's own)} each.
+    """
+    if is_server(uri):
+        return _server_experiment_runs(uri, experiment)
+    runs, tags = _query(uri, EXPERIMENT_RUNS, experiment), _query(uri, EXPERIMENT_TAGS, experiment)
+    if runs is None or tags is None:
+        return None
+    tags_of: dict[object, dict] = {run["run_id"]: {} for run in runs}
+    for tag in tags:
+        tags_of.get(tag["run_id"], {})[tag["key"]] = tag["value"]
+    return [{**run, "deleted": bool(run["deleted"]), "tags": tags_of[run["run_id"]]} for run in runs]
+
+
+def experiment_names(uri: str) -> list[str] | None:
+    """The names of the experiments."""
+    if not is_server(uri):
+        rows = _query(uri, "SELECT name FROM experiments WHERE lifecycle_stage = 'active' ORDER BY name")
+        return None if rows is None else [row["name"] for row in rows]
+    found = _ask(uri, "experiments/search", body={"max_results": 1000})
+    return None if found is None else sorted(one["name"] for one in found.get("experiments", ()))
 
 
 # -- a database file
@@ -141,6 +177,30 @@ def _server_newest(uri: str, limit: int) -> list[Answer] | None:
         return None
     runs = [run for run in found.get("runs", ()) if _by_key(run["data"].get("tags", ())).get("kind") != EVALUATION]
     return [_server_run(uri, run, names) for run in runs[:limit]]
+
+
+def _server_experiment_runs(uri: str, experiment: str) -> list[Answer] | None:
+    experiments = _ask(uri, "experiments/search", body={"max_results": 1000})
+    if experiments is None:
+        return None
+    ids = [one["experiment_id"] for one in experiments.get("experiments", ()) if one["name"] == experiment]
+    if not ids:
+        return []
+    found = _ask(uri, "runs/search", body={"experiment_ids": ids, "max_results": MOST_RUNS, "run_view_type": "ALL"})
+    return None if found is None else [_server_experiment_run(run) for run in found.get("runs", ())]
+
+
+def _server_experiment_run(run: dict) -> Answer:
+    info, tags = run["info"], _by_key(run["data"].get("tags", ()))
+    return {
+        "run_id": info["run_id"],
+        "name": info.get("run_name"),
+        "status": info["status"],
+        "start_time": info.get("start_time"),
+        "end_time": info.get("end_time"),
+        "deleted": info.get("lifecycle_stage") == "deleted",
+        "tags": {key: value for key, value in tags.items() if not key.startswith("mlflow.")},
+    }
 
 
 def _by_key(entries) -> dict[str, str]:

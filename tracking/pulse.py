@@ -11,10 +11,11 @@ from pathlib import Path
 
 from tracking.connection import import_mlflow
 from tracking.journal import Journal, now_ms
+from tracking.records import HEARTBEAT
 
-HEARTBEAT = "heartbeat"
 SAMPLE_SECONDS = 10.0
 HEARTBEAT_SECONDS = 30.0
+SILENT_SECONDS = 6 * HEARTBEAT_SECONDS  # who is silent for longer is dead, or cut off from the store
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 

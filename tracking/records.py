@@ -1,8 +1,12 @@
 """Runs and checkpoints as plain values, read from mlflow's own."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 EVALUATION = "evaluation"  # the tag `kind` that tells an evaluation's run from a training
+HEARTBEAT = "heartbeat"  # tag, JSON: what trains the run, when it last said so, and how far it was
+PROGRESS = "progress"  # tag, JSON: how far it was at its last checkpoint or at its end, and its best
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,3 +94,18 @@ def stored_checkpoint(model, metric: str) -> StoredCheckpoint:
         tags=tags,
         score=metrics.get(metric),
     )
+
+
+def last_word(tags: Mapping[str, str]) -> dict:
+    """What a run's tags say of it: time (ms), host, pid, boot, epoch, step, epochs, total_steps, best and so on."""
+    beat, progress = _from_json(tags.get(HEARTBEAT)), _from_json(tags.get(PROGRESS))
+    is_further = (beat.get("step") or 0) > (progress.get("step") or 0)  # a beat while it validates is of before
+    return progress | beat if is_further else beat | progress
+
+
+def _from_json(text: str | None) -> dict:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:  # anyone may edit a tag
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -224,9 +224,11 @@ class LiveRun:
                 error=error and str(error)[:500],
                 ended=datetime.now().astimezone().isoformat(timespec="seconds"),
             )
-            if error is not None:
-                ended = {"resumable": str(self.folder.last.exists()).lower(), "ended_by": str(error)[:500]}
-                self.tracked.tags(ended | self.progress())
+            self.tracked.tags(self.progress())
+            if error is not None or self.resumed:  # what its last end said holds no longer
+                is_resumable = error is not None and self.folder.last.exists()
+                ended_by = "its last step" if error is None else str(error)[:500]
+                self.tracked.tags({"resumable": str(is_resumable).lower(), "ended_by": ended_by})
             self.describe(state)
             self.tracked.end(status)
         except OSError as full:

@@ -19,18 +19,18 @@ class Pace:
 
     def step(self, index: int) -> None:
         """The optimizer step `index` (counted over the whole run) is done."""
+        now = time.monotonic()
         if self.marked is not None:
-            self.steps, self.step_seconds = self.steps + 1, self.step_seconds + self._since_mark()
-        self.at_step, self.marked = index, time.monotonic()
+            self.steps, self.step_seconds = self.steps + 1, self.step_seconds + now - self.marked
+        self.at_step, self.marked = index, now
 
     def pause(self) -> None:
         """The weights of this step are validated and saved."""
-        if self.marked is not None:
-            self.pauses, self.pause_seconds = self.pauses + 1, self.pause_seconds + self._since_mark()
-        self.paused_at, self.marked = self.at_step, time.monotonic()
-
-    def _since_mark(self) -> float:
-        return time.monotonic() - (self.marked or 0.0)
+        if self.marked is None:
+            return
+        now = time.monotonic()
+        self.pauses, self.pause_seconds = self.pauses + 1, self.pause_seconds + now - self.marked
+        self.paused_at, self.marked = self.at_step, now
 
     @property
     def seconds(self) -> float:

@@ -80,6 +80,7 @@ def prepare(start: Start) -> Job:
     build_architecture(config, num_classes=2)  # a wrong word is told before the data are read
     data = open_data(config.data)
     say("\n".join([*data.describe(), *named(data.defects)]))
+    require_same_data(start, data)
     require_metric(config.best_metric, data)
     code = environment.code_state(workspace.ROOT)
     model, architecture, notes = build_model(config, data.classes, store, fresh=run_id is None)
@@ -133,6 +134,18 @@ def prepare(start: Start) -> Job:
         resumed=run_id is not None,
         notes=notes,
     )
+
+
+def require_same_data(start: Start, data: DetectionData) -> None:
+    """ConfigError when a run that continues is given another --data path and the data there are others."""
+    if start.run_id is None or start.config.data == start.facts["config"]["data"]:
+        return
+    before = start.facts["dataset"]["fingerprint"]
+    if data.fingerprint != before:
+        raise options.ConfigError(
+            f"A resumed run keeps its data, and those at --data {start.config.data} differ from those at "
+            f"{start.facts['config']['data']} (fingerprint {before} → {data.fingerprint})"
+        )
 
 
 def require_same_steps(saved: dict[str, Any], plan: Plan) -> None:

@@ -35,6 +35,7 @@ def rehearse(job: Job) -> str:
     parameters = list(job.model.parameters())
     training = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in parameters)
+    named = "1 checkpoint" if count == 1 else f"{count} checkpoints"
     batches = f"{config.accumulate} × " if config.accumulate > 1 else ""
     rows = {
         "data": job.data.describe()[0],
@@ -43,7 +44,7 @@ def rehearse(job: Job) -> str:
         "step": f"{step.seconds:.2f} s for the largest batch on {job.device} (loss {step.losses['loss']:.3f}): "
         f"at most about {duration(step.seconds * left)} for all, beside the validations",
         "memory": f"{megabytes(peak_memory(job.device))} at the peak",
-        "disk": f"{count} checkpoints of {megabytes(size)}, {megabytes(size * count)} in all; {megabytes(room)} free",
+        "disk": f"{named} of {megabytes(size)}: {megabytes(size * count)} in all, {megabytes(room)} free",
     }
     return "\n".join(f"{name:<7} {text}" for name, text in rows.items())
 

@@ -226,7 +226,13 @@ def repetition(
     ignored = {"run_name", "resume", "from_run", "strict", "dry_run", "tag", "publish", "workers"}
     changed = [name for name in now if name not in ignored and now[name] != before.get(name)]
     changes = [f"  {options.flag(name)} {before.get(name)} → {now[name]}" for name in changed]
-    return [f"repeating run {config.from_run}" + (", with" if changes else ""), *changes, *notes]
+    return [f"repeating run {config.from_run}" + (", with" if changes else ""), *changes, *(notes or [as_then(code)])]
+
+
+def as_then(code: dict[str, Any]) -> str:
+    if code["commit"] is None:
+        return "the data are as they were then; without git it cannot be told whether the code is"
+    return "the data and the code are as they were then"
 
 
 def receipt(saved: dict[str, Any], position: Position) -> str:

@@ -21,33 +21,42 @@ def report(experiment: str, uri: str, look: Any, store: Any) -> dict[str, Any]:
     An experiment without runs is a WorkspaceError that names the others; where there are none either, `runs` is empty.
     """
     answer = look.experiment_runs(store, experiment)
-    database = sqlite_path(uri)
-    has_answered = answer is not None or (database is not None and not database.exists())
     stored = {run["run_id"]: run for run in answer or ()}
+    states = {folder.run_id: folder.state() for folder in workspace.run_folders()}
+    here = {run_id: state for run_id, state in states.items() if state.get("experiment") == experiment}
     left_out = {run_id for run_id, run in stored.items() if run["deleted"] or run["tags"].get("kind") == EVALUATION}
-    trained_here = {folder.run_id: folder.state() for folder in workspace.run_folders()}
-    here = {run_id: state for run_id, state in trained_here.items() if state.get("experiment") == experiment}
-    wanted = (here.keys() | stored.keys()) - left_out
+    in_other_stores = {run_id for run_id in here.keys() - stored.keys() if here[run_id].get("tracking_uri") != uri}
+    wanted = (here.keys() | stored.keys()) - left_out - in_other_stores
     runs = [described(run_id, here.get(run_id), stored.get(run_id)) for run_id in wanted]
     runs.sort(key=lambda run: (run["started"], run["run_id"]), reverse=True)
+    has_answered = answer is not None or is_new(uri)
+    notes = [] if has_answered else [f"{uri} has not answered within 0.3 s. Ask longer: --remote"]
+    for other, count in Counter(here[run_id].get("tracking_uri") for run_id in in_other_stores).items():
+        command = f"MLFLOW_TRACKING_URI={other} python status.py --experiment {shlex.quote(experiment)}"
+        notes.append(f"{count} trained here into another store: {command}")
     if not runs:
         if not has_answered:
-            raise StoreError(f"No run of experiment {experiment!r} was trained here, and {unheard(uri)}")
-        others = {state.get("experiment") for state in trained_here.values()} | {*(look.experiment_names(store) or ())}
-        if others := sorted(others - {experiment, "Default", None}):  # mlflow's own, in every store
-            raise workspace.WorkspaceError(f"No run in experiment {experiment!r}. There are: {', '.join(others)}")
+            raise StoreError("\n".join([f"No run of experiment {experiment!r} was trained here", *notes]))
+        names = {state.get("experiment") for state in states.values()} | {*(look.experiment_names(store) or ())}
+        if names := sorted(names - {experiment, "Default", None}):  # mlflow's own, in every store
+            notes.insert(0, f"There are: {', '.join(names)}")
+        if notes:
+            raise workspace.WorkspaceError("\n".join([f"No run in experiment {experiment!r} of {uri}", *notes]))
     return {
         "experiment": experiment,
         "tracking_uri": uri,
         "store_answered": has_answered,
         "runs": runs,
         "groups": groups(runs),
+        "notes": notes,
         "next": next_command(experiment, runs),
     }
 
 
-def unheard(uri: str) -> str:
-    return f"{uri} has not told of others within 0.3 s. Ask it for as long as it takes: --remote"
+def is_new(uri: str) -> bool:
+    """Whether the store is a database that is not there yet: nothing was trained."""
+    database = sqlite_path(uri)
+    return database is not None and not database.exists()
 
 
 # -- one run
@@ -56,30 +65,40 @@ def unheard(uri: str) -> str:
 def described(run_id: str, state: dict[str, Any] | None, stored: dict[str, Any] | None) -> dict[str, Any]:
     """A run as its folder here or the store tells it: whichever heard of it last."""
     folder = RunFolder(run_id)
-    here = told_here(state) if state else None
-    there = told_by_store(stored) if stored else None
-    went_on_elsewhere = here and there and there["process"] != here["process"] and there["updated"] > here["updated"]
-    known = there if went_on_elsewhere or not here else here
+    here, there = state and told_here(state), stored and told_by_store(stored)
+    known = there if not here or (there and went_on_elsewhere(there, here)) else here
     now, status = time.time(), stored and stored["status"]
+    # Of a run of this folder the lock tells whether it lives, of another's only how long ago its heart beat.
     silence = now - known["updated"] if known is there and status == "RUNNING" else None
     has_pulse = silence is not None and silence < SILENT_SECONDS
-    is_running = folder.is_alive() or has_pulse
-    resumable = not is_running and known["ended"] != "finished" and (folder.can_resume() or known["epoch"] is not None)
-    left, tags = known["seconds_left"], {**(here or {}).get("tags", {}), **(there or {}).get("tags", {})}
+    resumable = False
+    if folder.is_alive() or has_pulse:
+        run_state, note = "running", f"on {known['host']}" if has_pulse and known["host"] else ""
+    else:
+        run_state = known["ended"]
+        has_saved = folder.can_resume() or (there is not None and there["epoch"] is not None)
+        resumable = has_saved and run_state != "finished"
+        note = why(known, status, silence, resumable)
+    left = known["seconds_left"] if run_state == "running" else None
+    tags = {**(here["tags"] if here else {}), **(there["tags"] if there else {})}
     return {
         "run_id": run_id,
         "run_name": (there or here)["run_name"],
         "group": tags.get("group"),
-        "state": "running" if is_running else known["ended"],
-        "note": f"on {known['host']}" if has_pulse else "" if is_running else why(known, status, silence, resumable),
+        "state": run_state,
+        "note": note,
         "resumable": resumable,
         "run_status": status,
         **{key: known[key] for key in ("epoch", "epochs", "step", "total_steps", "steps_per_epoch", "best")},
-        "seconds_left": max(0.0, left - (now - known["updated"])) if is_running and left is not None else None,
+        "seconds_left": None if left is None else max(0.0, left - (now - known["updated"])),
         **{key: known[key] for key in ("seconds", "updated", "host")},
         "started": (there or here)["started"],
         "tags": tags,
     }
+
+
+def went_on_elsewhere(there: dict[str, Any], here: dict[str, Any]) -> bool:
+    return there["process"] != here["process"] and there["updated"] > here["updated"]
 
 
 def told_here(state: dict[str, Any]) -> dict[str, Any]:
@@ -124,13 +143,14 @@ def told(position: dict[str, Any]) -> dict[str, Any]:
 def why(known: dict[str, Any], status: str | None, silence: float | None, resumable: bool) -> str:
     """What is to be known of a run that does not train: why it ended, and whether it can go on."""
     if known["ended"] == "finished":
-        return ""
-    reasons = [(known["reason"] or "for a reason not recorded").splitlines()[0]] if known["ended"] == "failed" else []
+        return "stopped early" if (known["step"] or 0) < (known["total_steps"] or 0) else ""
+    reason = (known["reason"] or "for a reason not recorded").splitlines()[0].rstrip(".")
+    reasons = [reason] if known["ended"] == "failed" else []
     if silence is not None:
         reasons.append(f"no sign of life for {about(silence)}: dead, or cut off from the store")
     elif status == "RUNNING":
         reasons.append("its process died, which the store has not heard yet")
-    return "; ".join([*reasons, "resumable" if resumable else "nothing saved, start it again"])
+    return "; ".join([*reasons, "resumable" if resumable else "nothing saved"])
 
 
 # -- all of them
@@ -189,8 +209,7 @@ def text(found: dict[str, Any]) -> str:
     counted = ", ".join(f"{count} {state}" for state, count in Counter(run["state"] for run in runs).most_common())
     lines = [f"{found['experiment']} in {uri}: {counted}"]
     lines += table([("run", "id", "group", "state", "epoch", "best", "time", ""), *map(row, runs)])
-    if not found["store_answered"]:
-        lines.append(f"note: {unheard(uri)}")
+    lines += [f"note: {note}" for note in found["notes"]]
     if found["groups"]:
         lines.append("groups, by the best values of their finished runs (mean ± sample standard deviation):")
         lines += table([group_row(one) for one in found["groups"]])

@@ -40,7 +40,7 @@ class StatusConfig:
     """First send to MLflow what it has not yet got, and mark dead runs KILLED."""
 
     def __post_init__(self):
-        if self.experiment is not None and (self.checkpoint != workspace.PUBLISHED or self.verify):
+        if self.experiment is not None and (self.checkpoint != StatusConfig.checkpoint or self.verify):
             raise options.ConfigError("--experiment tells of runs, --checkpoint and --verify are about a file")
 
 

@@ -111,10 +111,11 @@ def train(config: TrainConfig) -> str:
 
 def already_finished(start: "Start") -> str:
     """Say so, and send what the store has not yet got of the run; its ID, or a dry run's summary."""
-    run_id, config = start.run_id, start.config
+    run_id, config, facts = start.run_id, start.config, start.facts
     longer = "--epochs" if config.max_steps is None else f"--max-steps (it was {config.max_steps})"
-    longer += ", or --patience" if config.patience is not None else ""
-    message = f"run {run_id} ({start.facts['run_name']}) is finished. To train longer raise {longer}"
+    if facts.get("step", 0) < facts.get("total_steps", 0):
+        longer = f"--patience (it was {config.patience})"
+    message = f"run {run_id} ({facts['run_name']}) is finished. To train longer raise {longer}"
     if config.dry_run:
         return message
     say(message)

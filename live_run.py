@@ -91,6 +91,7 @@ class LiveRun:
 
         info = self.info
         self.tracked = TrackedRun(self.folder.path, info.run_id)
+        self.stack.callback(self.tracked.close)
         self.pages = self.store.ui_urls(info.run_id)
         self.elsewhere: dict[str, list[tuple[int, float]]] = {}
         self.first_new_step = self.tracked.journal.last_step() + 1

@@ -98,7 +98,7 @@ def described(run_id: str, state: dict[str, Any] | None, stored: dict[str, Any] 
 
 
 def went_on_elsewhere(there: dict[str, Any], here: dict[str, Any]) -> bool:
-    return there["process"] != here["process"] and there["updated"] > here["updated"]
+    return there["process"] not in (here["process"], (None, None)) and there["updated"] > here["updated"]
 
 
 def told_here(state: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,13 @@
 """Experiments in series: one line that starts, continues or is done; repeating a run; rehearsing one."""
 
+import gc
+import json
 import shutil
+import signal
+import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +55,105 @@ def test_resume_auto_needs_a_name_and_keeps_the_configuration(home, small):
     train.main(line)
     with pytest.raises(ConfigError, match="--lr "):
         train.main(replace(line, lr=0.5))
+
+
+def test_a_finished_run_is_done_before_its_data_are_read_and_delivers_what_was_held_back(home, small, tmp_path, capfd):
+    data = shutil.copytree(small.data, tmp_path / "copy")
+    line = replace(small, data=str(data), run_name="a", resume="auto", max_steps=1)
+    run_id = train.main(line)
+    shutil.rmtree(data)
+    workspace.RunFolder(run_id).path.joinpath("journal.sent").unlink()  # the server was away at the end
+    open_store().client.delete_tag(run_id, "hardware")
+    assert train.main(line) == train.main(replace(small, data=str(data), max_steps=1, resume=run_id)) == run_id
+    assert "hardware" in open_store().run(run_id).tags
+    assert f"{run_id} (a) is finished" in train.main(replace(line, dry_run=True))
+    with pytest.raises(ValueError, match="no data at"):
+        train.main(replace(line, max_steps=2))
+    shutil.rmtree(home / "runs" / run_id)  # trained on another machine
+    capfd.readouterr()
+    assert train.main(line) == run_id
+    assert "--max-steps (it was 1)" in capfd.readouterr().err
+    assert not (home / "runs" / run_id).exists()
+
+
+def test_a_run_that_failed_goes_on_where_it_saved_and_keeps_its_group_and_tags(home, small, monkeypatch):
+    line = replace(small, run_name="a", resume="auto", group="g", tag=("first=1", "who=me"))
+    with monkeypatch.context() as broken:
+        broken.setattr("train.validate_and_save", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train.main(line)
+    (run_id,) = run_ids()
+    assert (open_store().run(run_id).status, open_store().run(run_id).tags["resumable"]) == ("FAILED", "true")
+    assert train.main(replace(line, group=None, tag=("who=you",))) == run_id
+    run, config = open_store().run(run_id), workspace.RunFolder(run_id).state()["config"]
+    assert (run.status, run.tags["resumable"], run.tags["ended_by"]) == ("FINISHED", "false", "its last step")
+    assert (run.tags["group"], run.tags["first"], run.tags["who"]) == ("g", "1", "you")
+    assert (config["group"], config["tag"]) == ("g", ["first=1", "who=me", "who=you"])
+
+
+def test_a_name_is_trained_by_one_process_at_a_time(home, small):
+    line = replace(small, run_name="a", resume="auto", max_steps=1)
+    with workspace.name_taken("a", line.experiment, open_store().uri):
+        with pytest.raises(WorkspaceError, match="is training now") as caught:
+            train.main(line)
+        assert caught.value.exit_code == 2 and run_ids() == []
+        train.main(replace(line, run_name="b"))
+    run_id = train.main(line)
+    with workspace.RunFolder(run_id).locked(), pytest.raises(WorkspaceError, match="is training now"):
+        train.main(replace(line, max_steps=2))
+
+
+@pytest.mark.parametrize("heart", ["beats", "is still", "stopped long ago"])
+def test_a_run_that_another_machine_trains_is_left_alone_until_its_heart_stops(home, small, monkeypatch, capfd, heart):
+    line = replace(small, run_name="a", resume="auto")
+    run_id = train.main(replace(line, max_steps=4))
+    shutil.rmtree(home / "runs" / run_id)
+    store, now = open_store(), int(1000 * time.time())
+
+    def beat(at: int) -> None:
+        store.client.set_tag(run_id, "heartbeat", json.dumps({"time": at, "host": "node7", "pid": 5, "step": 4}))
+
+    beat(now if heart != "stopped long ago" else now - 3_600_000)
+    store.client.update_run(run_id, status="RUNNING")
+    monkeypatch.setattr("resuming.WATCH_SECONDS", 2.0)
+    if heart == "beats":
+        timer = threading.Timer(0.5, beat, [now + 30_000])
+        timer.start()
+        with pytest.raises(WorkspaceError, match=r"training now on node7 \(process 5\)") as caught:
+            train.main(line)
+        timer.join()
+        assert caught.value.exit_code == 2
+        return
+    assert train.main(line) == run_id
+    assert last_checkpoint(run_id)["step"] == 8
+    assert ("whether it lives" in capfd.readouterr().err) == (heart == "is still")
+
+
+def test_a_run_goes_on_with_its_data_at_another_place_but_not_with_others(home, small, tmp_path):
+    run_id = train.main(replace(small, max_steps=1))
+    moved = shutil.copytree(small.data, tmp_path / "moved" / "shapes")
+    assert train.main(replace(small, max_steps=2, resume=run_id, data=str(moved))) == run_id
+    others = tmp_path / "others"
+    write_coco(generated_data(train=8, val=5, test=4, size=(96, 128), seed=3), others)
+    with pytest.raises(ConfigError, match=r"--data .* differ"):
+        train.main(replace(small, max_steps=3, resume=run_id, data=str(others)))
+
+
+def test_runs_in_one_process_leave_no_thread_file_or_signal_handler(home, small, monkeypatch):
+    monkeypatch.setattr("tracking.pulse.SAMPLE_SECONDS", 0.05)  # what a run of some minutes does
+
+    def held() -> tuple[int, int, list]:
+        gc.collect()
+        handlers = [signal.getsignal(number) for number in train.EXIT_CODES]
+        return threading.active_count(), len(list(Path("/proc/self/fd").iterdir())), handlers
+
+    train.main(replace(small, max_steps=1))  # libraries keep what they open first
+    before = held()
+    for seed in range(1, 4):
+        train.main(replace(small, max_steps=1, seed=seed))
+    threads, files, handlers = held()
+    assert (threads, handlers) == (before[0], before[2])
+    assert files <= before[1]
 
 
 def test_a_run_repeated_from_its_record_has_the_same_weights(home, small, capfd):
@@ -149,12 +254,15 @@ def test_trainings_at_once_in_one_checkout_all_run(trained):
     import sys
 
     line = [sys.executable, str(trained.folder / "train.py"), "--data", "generated", *SMALL, "--max-steps", "3"]
+    line += ["--resume", "auto", "--run-name"]
     started = [
-        subprocess.Popen([*line, "--run-name", f"at-once-{number}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for number in range(4)
+        subprocess.Popen([*line, f"at-once-{name}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for name in "0120"
     ]
     finished = [process.communicate(timeout=500) for process in started]
-    assert [process.returncode for process in started] == [0] * 4, [errors.decode()[-500:] for _, errors in finished]
+    codes = [process.returncode for process in started]
+    assert sorted(codes) == [0, 0, 0, 2], [errors.decode()[-500:] for _, errors in finished]
+    _, refused = finished.pop(codes.index(2))
+    assert "'at-once-0'" in refused.decode() and "is training now" in refused.decode()
     from tracking.store import open_store as open_any
 
     store = open_any(trained.folder, f"sqlite:///{trained.folder}/mlflow.db")

@@ -49,8 +49,11 @@ class Pulse(threading.Thread):
             if sampler is not None and not self._stopping.is_set():
                 self._sample(sampler)
 
-    def stop(self) -> None:
+    def stop(self, timeout_seconds: float) -> None:
+        """Ends the thread, unless the store lets its last heartbeat wait for longer."""
         self._stopping.set()
+        if self.is_alive():
+            self.join(timeout_seconds)
 
     def _beat(self) -> None:
         mlflow = import_mlflow()

@@ -131,9 +131,10 @@ class Sender(threading.Thread):
         """Ends the thread and its heartbeat; what is not delivered stays in the journal."""
         self._stopping.set()
         if self._pulse is not None:
-            self._pulse.stop()
+            self._pulse.stop(timeout_seconds)
         if self.is_alive():
             self.join(timeout_seconds)
+        self.journal.close()
 
     def _is_done(self) -> bool:
         return next(self.journal.pending(), None) is None

@@ -235,7 +235,6 @@ def resolved(config: TrainConfig, *, cores: int) -> tuple[TrainConfig, dict[str,
 
 MAY_CHANGE = (
     *("epochs", "max_steps", "patience", "device", "workers", "checkpoint_every", "publish", "tag"),
-    "data",  # its path: the data at another one must be the same
     *("resume", "from_run", "strict", "dry_run"),
 )
 

@@ -58,7 +58,7 @@ def choose(config: TrainConfig) -> Start:
         config, defaults = options.resolved(config, cores=os.cpu_count() or 1)
         return Start(store=store, config=config, defaults=defaults, run_id=None, facts={})
     facts = stored_facts(store, run_id)
-    stored = options.from_plain(facts["config"])
+    stored = replace(options.from_plain(facts["config"]), data=config.data)  # moved: prepare compares what lies there
     if stored.augmentation.startswith("{"):  # the content of a file: compared with today's
         from data.transforms import read_augmentation
 

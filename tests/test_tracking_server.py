@@ -12,7 +12,7 @@ import urllib.request
 
 import pytest
 
-from tracking import peek
+from tracking import ask, peek
 from tracking.run import TrackedRun
 from tracking.sender import Sender, sync
 from tracking.store import DamagedArtifact, StoreError, open_store
@@ -140,6 +140,10 @@ def test_a_server_that_dies_costs_nothing(server, tmp_path, capfd):
 
     newest = peek.newest_runs(server.uri)
     assert [(each["run_id"], each["experiment"]) for each in newest] == [(run_id, "blood")]
+    assert peek.experiment_runs(server.uri, "blood") == ask.experiment_runs(store, "blood")
+    assert [run["run_id"] for run in peek.experiment_runs(server.uri, "blood")] == [run_id]
+    assert peek.experiment_runs(server.uri, "bones") == ask.experiment_runs(store, "bones") == []
+    assert peek.experiment_names(server.uri) == ask.experiment_names(store) == ["Default", "blood"]
     best = peek.peek_checkpoints(server.uri, run_id)
     assert (best["count"], best["best"]["name"], best["best"]["epoch"]) == (3, "epoch-002", 2)
     assert store.find_run(run_id[:8]) == store.find_run(name) == run_id

@@ -50,9 +50,9 @@ class LoadReport:
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} tensors loaded", self.note]
         if self.missing:
-            lines.append(f"{len(self.missing)} of the model stay as they were: {_some(self.missing)}")
+            lines.append(f"{len(self.missing)} of the model stay as they were: {some(self.missing)}")
         if self.skipped:
-            lines.append(f"{len(self.skipped)} of the file not used: {_some(self.skipped)}")
+            lines.append(f"{len(self.skipped)} of the file not used: {some(self.skipped)}")
         if self.classes_carried:
             lines.append(f"classes carried over: {', '.join(self.classes_carried)}")
         if self.classes_fresh:
@@ -73,7 +73,7 @@ def load_matching(
     Where classes_from is None, a head of the same shape is taken as it is. Nothing at all to load is a ModelError.
     """
     own = model.state_dict()
-    given = {_current_key(key, own): tensor for key, tensor in _without_prefixes(state_dict).items()}
+    given = {_current_key(key, own): tensor for key, tensor in without_prefixes(state_dict).items()}
     loaded = _matching(own, given)
     note = ""
     if classes_from is not None and CLASS_ROWS_KEY in given:
@@ -100,7 +100,7 @@ def load_backbone(model: nn.Module, architecture: dict, state_dict: Mapping[str,
     model one after the other. Fewer than half of the body's tensors found is a ModelError.
     """
     own = model.backbone.body.state_dict()
-    given = {key.removeprefix("backbone.body."): tensor for key, tensor in _without_prefixes(state_dict).items()}
+    given = {key.removeprefix("backbone.body."): tensor for key, tensor in without_prefixes(state_dict).items()}
     named = {body_key(key, own.keys()) or key: tensor for key, tensor in given.items()}
     note = ""
     if not _half_found(own, named):
@@ -132,6 +132,11 @@ def coco_state(name: str) -> tuple[StateDict, tuple[str, ...]]:
     return _torchvision_state(weights), tuple(weights.meta["categories"][1:])
 
 
+def coco_classes() -> tuple[str, ...]:
+    """The class of each row after the background's in torchvision's COCO heads; "N/A" for rows without one."""
+    return tuple(get_model_weights("fasterrcnn_resnet50_fpn").DEFAULT.meta["categories"][1:])
+
+
 def backbone_state(name: str) -> StateDict:
     """ImageNet weights of the classification model under detector `name`: torchvision's (V1, as its builders take)."""
     if name.startswith(TIMM_PREFIX):
@@ -141,7 +146,8 @@ def backbone_state(name: str) -> StateDict:
     return _torchvision_state(get_model_weights(TORCHVISION_CLASSIFIERS[name]).IMAGENET1K_V1)
 
 
-def _without_prefixes(state_dict: Mapping[str, Tensor]) -> StateDict:
+def without_prefixes(state_dict: Mapping[str, Tensor]) -> StateDict:
+    """The tensors of a state dict without what DistributedDataParallel and torch.compile put into their names."""
     return {WRAPPER_PREFIX.sub("", key): tensor for key, tensor in state_dict.items() if isinstance(tensor, Tensor)}
 
 
@@ -181,7 +187,7 @@ def _carry_classes(
         if rows != len(classes) + 1:
             raise ModelError(
                 f"The {whose}'s head has {rows} rows (background and {rows - 1} classes), "
-                f"but {len(classes)} classes are named for it: {_some(classes)}"
+                f"but {len(classes)} classes are named for it: {some(classes)}"
             )
     row_of = {name: row for row, name in enumerate(classes_from, start=1) if name != NO_CLASS}
     pairs = [(0, 0)] + [(row, row_of[name]) for row, name in enumerate(classes_to, start=1) if name in row_of]
@@ -218,13 +224,14 @@ def _report(own: Mapping[str, Tensor], given: Mapping[str, Tensor], loaded: Sequ
     )
 
 
-def _some(names: Iterable[str], limit: int = 5) -> str:
+def some(names: Iterable[str], limit: int = 5) -> str:
+    """The first names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _listed(state: Mapping[str, Tensor]) -> str:
-    return f"{len(state)} tensors: {_some(f'{key} {tuple(tensor.shape)}' for key, tensor in state.items())}"
+    return f"{len(state)} tensors: {some(f'{key} {tuple(tensor.shape)}' for key, tensor in state.items())}"
 
 
 def _torchvision_state(weights: WeightsEnum) -> StateDict:

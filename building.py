@@ -11,8 +11,8 @@ import engine
 import workspace
 from config import TrainConfig
 from models import checkpoint as checkpoints
-from models import detector, weights
-from tracking.store import Store
+from models import detector, record, weights
+from tracking.store import RunUnknown, Store
 
 
 def build_architecture(config: TrainConfig, *, num_classes: int) -> dict[str, Any]:
@@ -59,20 +59,28 @@ def load_starting_weights(
         return ["weights: random"]
     if config.weights == "backbone":
         return [str(weights.load_backbone(model, architecture, weights.backbone_state(config.model)))]
+    notes = []
     if config.weights == "coco":
         state, names = weights.coco_state(config.model)
     else:
-        saved = checkpoint_named(config.weights, store)
+        saved = checkpoint_named(config.weights, store, config.experiment)
         state, names = saved["model_state_dict"], saved.get("classes")
-    return [str(weights.load_matching(model, state, classes_from=names, classes_to=classes))]
+        notes.append(f"weights: of {config.weights}, {workspace.introduce(record.describe(saved))}")
+    return [*notes, str(weights.load_matching(model, state, classes_from=names, classes_to=classes))]
 
 
-def checkpoint_named(word: str, store: Store) -> dict[str, Any]:
-    """A checkpoint by its file's path, or a RUN's best."""
-    if Path(word).is_file():
+def checkpoint_named(word: str, store: Store, experiment: str) -> dict[str, Any]:
+    """A checkpoint by its file's path, or a RUN's best; `best` is that of the experiment."""
+    is_best = word == workspace.BEST
+    if not is_best and Path(word).is_file():
         return checkpoints.load(Path(word))
     with tempfile.TemporaryDirectory(prefix="weights-") as folder:
-        path, _ = workspace.fetch(store, word, "best", "val/AP", Path(folder) / "checkpoint.pth")
+        to = Path(folder) / "checkpoint.pth"
+        try:
+            path, _ = workspace.fetch(store, word, "best", "val/AP", to, experiment if is_best else None)
+        except RunUnknown as error:
+            message = f"--weights {word} is none of coco, backbone and none, no file, and no run: {error}"
+            raise options.ConfigError(message) from error
         return checkpoints.load(path)
 
 

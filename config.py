@@ -27,7 +27,9 @@ Int = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 Float = Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
 Ints = Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N …", help_behavior_hint="")]
-Run = Annotated[str, tyro.conf.arg(metavar="RUN")]
+Run = Annotated[str | None, tyro.conf.arg(metavar="[RUN]", help_behavior_hint="")]
+Registered = Annotated[str | None, tyro.conf.arg(metavar="NAME@ALIAS", help_behavior_hint="")]
+Classes = Annotated[str | None, tyro.conf.arg(metavar="coco|FILE", help_behavior_hint="")]
 Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE …", help_behavior_hint="")]
 
 

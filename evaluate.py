@@ -8,6 +8,7 @@ from typing import Any
 
 import config as options
 import workspace
+from config import TrainConfig
 from models import record
 from progress import Progress, say
 from tracking.errors import StoreError
@@ -18,13 +19,15 @@ class EvaluateConfig:
     """Score a checkpoint: by default models/faster_rcnn on the validation split it was trained with."""
 
     run: options.Text = None
-    """A RUN (ID, unique prefix or name): its checkpoint is fetched from MLflow, models/faster_rcnn stays as it is."""
+    """A RUN (ID, unique prefix, name, models:/NAME@ALIAS, best): its checkpoint instead of models/faster_rcnn's."""
     checkpoint: options.File = None
     """A checkpoint file. [models/faster_rcnn/checkpoint.pth]"""
     which: str = "best"
     """Of a RUN: best, last or an epoch's number."""
     metric: str = "val/AP"
-    """What makes a checkpoint the best."""
+    """What makes a checkpoint the best; the higher the better."""
+    experiment: options.Text = None
+    """Look for the RUN in this experiment only. [all; for `best`: faster-rcnn]"""
     data: options.Text = None
     """Dataset folder or file, or `generated`. [the run's own]"""
     split: str = "val"
@@ -97,7 +100,8 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     store = store_for(config)
     with workspace.checkpoint_file(store, config) as path:
         model, checkpoint = workspace.load_detector(path)
-        sha256 = record.file_sha256(path)
+        # The evaluation of a weights-only file is one of the checkpoint that it was taken from.
+        sha256 = record.inspect(path).entry.get("weights_of") or record.file_sha256(path)
     say(f"scoring {workspace.introduce(checkpoint)}")
     where = config.data or (checkpoint.get("config") or {}).get("data")
     if where is None:
@@ -152,7 +156,7 @@ def store_for(config: EvaluateConfig) -> Any:
     if config.run is None and config.no_log:
         return None
     try:
-        return open_store(workspace.ROOT, must_exist=config.run is not None)
+        return workspace.store_of(config.run) if config.run else open_store(workspace.ROOT)
     except StoreError as error:
         hint = "" if config.run else "\nOr score without logging: --no-log"
         raise StoreError(f"{error}{hint}") from error
@@ -197,12 +201,14 @@ def log(store: Any, report: dict[str, Any], checkpoint: dict[str, Any], sha256: 
     run_id = checkpoint.get("run_id")
     known = store.checkpoints(run_id) if run_id and store.knows(run_id) else []
     stored = next((one for one in known if one.sha256 == sha256), None)
+    if stored is None:
+        say(f"note: {store.uri} does not have this checkpoint: the evaluation is linked to none")
     prefix = f"eval/{data.name}/{report['split']}"
     values = {f"{prefix}/{name}": value for name, value in report["metrics"].items()}
     values |= {f"{prefix}/AP/{name}": scores["AP"] for name, scores in report["per_class"].items()}
     evaluation_run = store.log_evaluation(
         values,
-        experiment=checkpoint.get("experiment") or "faster-rcnn",
+        experiment=checkpoint.get("experiment") or TrainConfig.experiment,
         run_name=f"{checkpoint.get('run_name') or 'a checkpoint'} on {data.name} {report['split']}",
         source_run_id=run_id,
         checkpoint=stored,

@@ -22,13 +22,15 @@ class InferConfig:
     sources: options.Positional[options.Sources]
     """Images, videos, folders of them, or glob patterns."""
     run: options.Text = None
-    """A RUN (ID, unique prefix or name): its checkpoint is fetched from MLflow, models/faster_rcnn stays as it is."""
+    """A RUN (ID, unique prefix, name, models:/NAME@ALIAS, best): its checkpoint instead of models/faster_rcnn's."""
     checkpoint: options.File = None
     """A checkpoint file. [models/faster_rcnn/checkpoint.pth]"""
     which: str = "best"
     """Of a RUN: best, last or an epoch's number."""
     metric: str = "val/AP"
-    """What makes a checkpoint the best."""
+    """What makes a checkpoint the best; the higher the better."""
+    experiment: options.Text = None
+    """Look for the RUN in this experiment only. [all; for `best`: faster-rcnn]"""
     score_threshold: float = 0.5
     """Leave out detections below this score."""
     format: Literal["json", "coco", "csv"] = "json"
@@ -66,14 +68,13 @@ def start(config: InferConfig) -> tuple[list[str], Iterator[dict[str, Any]]]:
     """The checkpoint's class names in label order, and the results of `main`; user's mistakes are raised at once."""
     import engine
     from sources import Pictures, find_files
-    from tracking.store import open_store
 
     files = find_files(config.sources, leave_out=config.output)
     drawings = (
         contextlib.nullcontext() if config.output is None else Drawings(config.output, files, config.frame_stride)
     )
     device = engine.choose_device(config.device)
-    store = open_store(workspace.ROOT, must_exist=True) if config.run else None
+    store = workspace.store_of(config.run) if config.run else None
     with workspace.checkpoint_file(store, config) as path:
         model, checkpoint = workspace.load_detector(path)
     where = f" ({config.checkpoint})" if config.checkpoint else ""

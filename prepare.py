@@ -93,7 +93,7 @@ def prepare(start: Start) -> Job:
         defaults["warmup_steps"] = min(config.warmup_steps, plan.steps_per_epoch)
         config = replace(config, warmup_steps=defaults["warmup_steps"])
     if config.from_run and run_id is None:
-        config = replace(config, from_run=workspace.local_run(config.from_run) or store.find_run(config.from_run))
+        config = replace(config, from_run=resuming.run_id_of(store, config.from_run, config.experiment))
         notes += resuming.repetition(store, config, data, code, threads=torch.get_num_threads())
     if defaults:
         say("chosen by default: " + ", ".join(f"{name} {value}" for name, value in sorted(defaults.items())))

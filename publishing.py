@@ -13,14 +13,20 @@ from workspace import RunFolder
 
 
 def is_safe_elsewhere(entry: dict[str, Any], store: Any) -> bool:
-    """Whether the file that `entry` describes can be had again: from its run folder or from the store."""
-    if not entry.get("sha256") or not entry.get("run_id"):
+    """Whether the file that `entry` describes can be had again: from its run folder or from the store, if there is one.
+
+    A weights-only file can be made again from the checkpoint that its record names as `weights_of`.
+    """
+    sha256 = entry.get("weights_of") or entry.get("sha256")
+    if not sha256 or not entry.get("run_id"):
         return False
     last = RunFolder(entry["run_id"]).last
-    if last.exists() and record.file_sha256(last) == entry["sha256"]:
+    if last.exists() and record.file_sha256(last) == sha256:
         return True
+    if store is None:
+        return False
     try:
-        same = [one for one in store.checkpoints(entry["run_id"]) if one.sha256 == entry["sha256"]]
+        same = [one for one in store.checkpoints(entry["run_id"]) if one.sha256 == sha256]
         return any(store.holds(one) for one in same)
     except (RuntimeError, OSError):  # a store that does not answer has not said yes
         return False
@@ -74,7 +80,7 @@ def publish(source: Path, entry: dict[str, Any], *, how: str, store: Any) -> str
             return "not published: models/faster_rcnn is pinned by restore.py (--publish always replaces it)"
         if how == "auto" and other not in (None, entry["run_id"]) and RunFolder(other).is_alive():
             return f"not published: run {other} is publishing to models/faster_rcnn (--publish always replaces it)"
-        own = other == entry["run_id"] and there.get("sha256") and there.get("role")
+        own = other == entry["run_id"] and there.get("sha256") and there.get("role") in ("best", "last", "epoch")
         can_go = own or is_safe_elsewhere(known_entry(workspace.PUBLISHED), store)
         aside = None if can_go else move_aside(workspace.PUBLISHED)
         record.put(source, workspace.PUBLISHED, entry)

@@ -1,52 +1,139 @@
-"""Put a run's checkpoint from MLflow into models/faster_rcnn, verified by its hash."""
+"""Put a checkpoint into models/faster_rcnn, checked: a run's from MLflow, or a file from elsewhere."""
 
 import os
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import config as options
 import publishing
 import workspace
 from models import record
 from progress import say
+from tracking.errors import RunUnknown, StoreError
+
+REGISTERED = re.compile(r"[^@/:'\"\s][^@/:'\"]*@(?!(?:latest|v\d+)$)[\w-]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreConfig:
-    """Restore a run's checkpoint to models/faster_rcnn (it stays pinned there: training will not replace it)."""
+    """Restore a run's checkpoint, or a file, to models/faster_rcnn (pinned there: training will not replace it)."""
 
-    run: options.Positional[options.Run]
-    """The run: its ID, a unique prefix of at least 4 characters, its name, or models:/NAME@ALIAS."""
+    run: options.Positional[options.Run] = None
+    """The run: its ID, a unique prefix of it, its name, models:/NAME@ALIAS, or `best` (by --metric in --experiment)."""
     which: str = "best"
     """best, last, or an epoch's number (from 0, as in epoch-003)."""
     metric: str = "val/AP"
-    """What makes a checkpoint the best."""
+    """What makes a checkpoint the best; the higher the better."""
+    experiment: options.Text = None
+    """Look for the RUN in this experiment only. [all; for `best`: faster-rcnn]"""
     output: options.File = None
     """Another folder or .pth file to restore to. [models/faster_rcnn/checkpoint.pth]"""
+    weights_only: bool = False
+    """Leave out what only resuming needs (optimizer, raw weights): a smaller file to share."""
+    register: options.Registered = None
+    """Instead of restoring: make the checkpoint a version of this registered model, NAME@ALIAS, and set the alias."""
+    file: options.File = None
+    """A checkpoint from elsewhere instead of a RUN: ours, torchvision's, {epoch, model_state_dict, …}, a state dict."""
+    model: options.Text = None
+    """Of a --file that does not tell: which model it is, as for train.py."""
+    classes: options.Classes = None
+    """Of a --file that does not tell: `coco`, or a file with a class name a line, in label order, no background."""
+
+    def __post_init__(self):
+        if (self.run is None) == (self.file is None):
+            raise options.ConfigError(
+                "Give a RUN or --file, and not both: python restore.py RUN (python status.py names the runs)"
+            )
+        of_a_run = (self.which, self.metric, self.experiment, self.register) != ("best", "val/AP", None, None)
+        if self.file and of_a_run:
+            raise options.ConfigError("--which, --metric, --experiment and --register belong to a RUN, not to --file")
+        if not self.file and (self.model or self.classes):
+            raise options.ConfigError("--model and --classes tell of a --file what it does not: a RUN knows both")
+        if self.register and (self.output or self.weights_only):
+            raise options.ConfigError("--register restores nothing: leave out --output and --weights-only")
+        if self.register is not None and not REGISTERED.fullmatch(self.register):
+            raise options.ConfigError(
+                f"--register takes NAME@ALIAS, such as cells@champion, not {self.register!r} (no / : @ or quotes in "
+                "the name, only letters, digits, - and _ in the alias; `latest` and v1, v2 … are MLflow's own)"
+            )
 
 
-def main(config: RestoreConfig) -> Path:
-    """Restore the checkpoint and return its path."""
-    from tracking.store import open_store
-
+def main(config: RestoreConfig) -> Path | str:
+    """Restore the checkpoint and return its path; with --register the registered model's URI."""
+    if config.register:
+        return register(config)
     target = target_file(config.output)
-    store = open_store(workspace.ROOT, must_exist=True)
-    workspace.end_dead_runs(store)
     partial = target.with_name(f".{target.name}.{os.getpid()}.download")
     try:
-        path, stored = workspace.fetch(store, config.run, config.which, config.metric, partial)
-        verdict = record.inspect(path)  # the partial file has no record: its own content is judged
-        if verdict.state != "ready":
-            raise record.CheckpointError(f"{stored.name} of run {stored.run_id}: {verdict.detail}", verdict.exit_code)
-        role = config.which if config.which in ("best", "last") else "epoch"
-        entry = verdict.entry | {"sha256": stored.sha256, "role": role, "pinned": True}
+        what, entry, store = from_file(config, partial) if config.file else from_store(config, partial)
+        if config.weights_only:
+            entry = strip(partial, entry)
         with publishing.publishing():
             keep_what_is_only_there(target, entry, store)
-            record.put(path, target, entry, move=True)
+            record.put(partial, target, entry, move=True)
     finally:
         partial.unlink(missing_ok=True)
-    say(f"restored {stored.name} of run {stored.run_id}: {workspace.introduce(entry)}")
+    say(f"restored {what}: {workspace.introduce(entry)}")
     return target
+
+
+def register(config: RestoreConfig) -> str:
+    """Make the checkpoint a version of a registered model (once) and set the alias on it."""
+    store = workspace.store_of(config.run)
+    stored = workspace.choose(store, config.run, config.which, config.metric, config.experiment)
+    if not store.holds(stored):
+        message = f"The file of {stored.name} of run {stored.run_id} is gone from the store"
+        raise workspace.WorkspaceError(f"{message}. Choose another: --which last", exit_code=3)
+    uri = store.register(stored, *config.register.split("@"))
+    say(f"registered {stored.name} of run {stored.run_id}. To have it: python restore.py {uri}")
+    return uri
+
+
+def from_store(config: RestoreConfig, partial: Path) -> tuple[str, dict[str, Any], Any]:
+    """Fetch a RUN's checkpoint into `partial`; what it is, its record's entry, and the store."""
+    store = workspace.store_of(config.run)
+    workspace.end_dead_runs(store)
+    _, stored = workspace.fetch(store, config.run, config.which, config.metric, partial, config.experiment)
+    verdict = record.inspect(partial)  # it has no record: its own content is judged
+    if verdict.state != "ready":
+        raise record.CheckpointError(f"{stored.name} of run {stored.run_id}: {verdict.detail}", verdict.exit_code)
+    is_chosen = config.which in ("best", "last") and not config.run.startswith("models:/")
+    entry = verdict.entry | {"sha256": stored.sha256, "role": config.which if is_chosen else "epoch", "pinned": True}
+    return f"{stored.name} of run {stored.run_id}", entry, store
+
+
+def from_file(config: RestoreConfig, partial: Path) -> tuple[str, dict[str, Any], None]:
+    """Write a checkpoint from elsewhere into `partial`, as a whole one of ours; as from_store, but asks no store."""
+    from models import checkpoint as checkpoints
+    from models import foreign
+
+    content = checkpoints.load(config.file)
+    if foreign.says_what_it_is(content):
+        if config.model or config.classes:
+            raise options.ConfigError(f"{config.file} names its own model and classes: leave out --model and --classes")
+        workspace.build_as_said(content, config.file)
+        shutil.copyfile(config.file, partial)
+        sha256 = record.file_sha256(partial)
+    else:
+        names = foreign.read_classes(config.classes) if config.classes else None
+        content = foreign.adopt(content, config.file, model=config.model, classes=names)
+        say(f"{config.file}: {foreign.receipt(content)}")
+        sha256 = checkpoints.save(content, partial)
+    return str(config.file), record.describe(content) | {"sha256": sha256, "role": "file", "pinned": True}, None
+
+
+def strip(partial: Path, entry: dict[str, Any]) -> dict[str, Any]:
+    """Leave in the file what sharing needs; its entry, which names the file it was made from."""
+    from models import checkpoint as checkpoints
+
+    before = partial.stat().st_size
+    content = checkpoints.without_training_state(checkpoints.load(partial))
+    sha256 = checkpoints.save(content, partial)
+    say(f"weights only: {before / 1e6:.1f} MB → {partial.stat().st_size / 1e6:.1f} MB; it cannot be resumed from")
+    return entry | record.describe(content) | {"sha256": sha256, "weights_of": entry["sha256"]}
 
 
 def target_file(output: Path | None) -> Path:
@@ -58,13 +145,25 @@ def target_file(output: Path | None) -> Path:
     return target.absolute()
 
 
-def keep_what_is_only_there(target: Path, entry: dict, store: object) -> None:
+def keep_what_is_only_there(target: Path, entry: dict[str, Any], store: Any) -> None:
     """Move the present file aside unless it is the same, or can be had again."""
     there = publishing.known_entry(target)
-    if there.get("sha256") == entry["sha256"] or publishing.is_safe_elsewhere(there, store):
+    if not target.exists() or there.get("sha256") == entry["sha256"]:
+        return
+    if publishing.is_safe_elsewhere(there, store or store_if_any()):
         return
     if aside := publishing.move_aside(target):
         say(f"what was there exists nowhere else: it is kept as {aside}")
+
+
+def store_if_any() -> Any:
+    """The store, unless there is none or it is away."""
+    from tracking.store import open_store
+
+    try:
+        return open_store(workspace.ROOT, must_exist=True)
+    except (RunUnknown, StoreError):
+        return None
 
 
 def script(config: RestoreConfig) -> int:

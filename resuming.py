@@ -89,13 +89,20 @@ class Position:
         return f"epoch-{self.epoch:03d}" if self.batches_done == 0 else f"step-{self.step:06d}"
 
 
+def run_id_of(store: Store, word: str, experiment: str) -> str:
+    """The run that --resume or --from-run names; `best` is that of the --experiment, others may be in any."""
+    best_in = experiment if word == workspace.BEST else None
+    return workspace.local_run(word) or workspace.run_named(store, word, best_in).run_id
+
+
 def run_to_resume(store: Store, config: TrainConfig) -> str | None:
     """The run that --resume names; with `auto` the newest of its --run-name that saved anything, None to start it."""
     if config.resume is None:
         return None
     if config.resume != "auto":
-        run_id = workspace.local_run(config.resume) or store.find_run(config.resume)
-        require_idle(store, store.run(run_id))
+        run_id = run_id_of(store, config.resume, config.experiment)
+        with workspace.naming_its_store(run_id, store.uri):  # a run that another store has is not continued in this one
+            require_idle(store, store.run(run_id))
         return run_id
     for run in store.runs_named(config.run_name, config.experiment):
         require_idle(store, run)
@@ -142,9 +149,9 @@ def stored_config(store: Store, run_id: str) -> TrainConfig:
     return options.from_plain(stored_facts(store, run_id)["config"])
 
 
-def configuration(store: Store, run: str) -> TrainConfig:
+def configuration(store: Store, run: str, experiment: str) -> TrainConfig:
     """The configuration of a RUN for a new one that repeats it, or varies it by `dataclasses.replace`."""
-    run_id = workspace.local_run(run) or store.find_run(run)
+    run_id = run_id_of(store, run, experiment)
     facts = stored_facts(store, run_id)
     stored = options.from_plain(facts["config"])
     return replace(options.to_repeat(stored, facts.get("defaults", ()), cores=os.cpu_count() or 1), from_run=run_id)

@@ -60,7 +60,7 @@ def main(config: StatusConfig) -> dict[str, Any]:
     run_id = entry.get("run_id")
     state, detail = verdict.state, verdict.detail
     if state == "ready" and not (entry.get("architecture") and entry.get("classes")):
-        state, detail = "incompatible", f"{FOREIGN}: python train.py --weights {shown(str(path))}"
+        state, detail = "incompatible", FOREIGN
     report = {
         "state": state,
         "reason": None,
@@ -189,9 +189,12 @@ def next_command(report: dict[str, Any]) -> str:
     training, best = report["training"], report["best"]
     elsewhere = report["path"] != str(workspace.PUBLISHED)
     if report["state"] == "ready":
-        return "python evaluate.py" + (f" --checkpoint {shlex.quote(report['path'])}" if elsewhere else "")
+        command = "python evaluate.py" + (f" --checkpoint {shlex.quote(report['path'])}" if elsewhere else "")
+        return command if report["dataset"] else f"{command} --data PATH"
     if report["state"] == "incompatible" and "git pull" in report["detail"]:
         return "git pull"
+    if report["detail"] == FOREIGN:
+        return f"python restore.py --file {shlex.quote(shown(report['path']))}"
     if training["state"] == "running" and report["state"] == "absent":
         return "python status.py"
     if best:
@@ -201,8 +204,8 @@ def next_command(report: dict[str, Any]) -> str:
     return "python train.py"
 
 
-FOREIGN = "it does not say its architecture and classes, so it is not from here. A training can start from its weights"
-ROLES = {"best": "the run's best", "last": "the run's last", "epoch": "an epoch's checkpoint"}
+FOREIGN = "it does not say its architecture and classes, so it is not from here"
+ROLES = {"best": "the run's best", "last": "the run's last", "epoch": "an epoch's checkpoint", "file": "from a file"}
 HEADLINES = {
     "training": "absent: training now",
     "interrupted": "absent: the last training was interrupted",

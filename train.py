@@ -287,12 +287,11 @@ def say_result(job: "Job") -> None:
     say(f"  score it: python evaluate.py --run {run_id}{by}{split}")
 
 
-def configuration(run: str) -> TrainConfig:
+def configuration(run: str, experiment: str = TrainConfig.experiment) -> TrainConfig:
     """The configuration of a RUN, to repeat or vary it: train.main(replace(train.configuration(RUN), lr=0.01))."""
     import resuming
-    from tracking.store import open_store
 
-    return resuming.configuration(open_store(workspace.ROOT, must_exist=True), run)
+    return resuming.configuration(workspace.store_of(run), run, experiment)
 
 
 def read() -> TrainConfig:
@@ -302,15 +301,15 @@ def read() -> TrainConfig:
     if is_continuing and asked.from_run is not None:
         raise options.ConfigError("--resume continues a run, --from-run starts one: choose one, or --resume auto")
     if asked.from_run is not None:
-        return options.parse(TrainConfig, default=configuration(asked.from_run))
+        stored = configuration(asked.from_run, asked.experiment)
+        return replace(options.parse(TrainConfig, default=stored), from_run=stored.from_run)
     if not is_continuing:  # with auto the line says everything: a cluster runs the same one again
         return asked
-    from resuming import stored_config
-    from tracking.store import open_store
+    import resuming
 
-    run_id = workspace.local_run(asked.resume)
-    store = None if run_id else open_store(workspace.ROOT)
-    stored = stored_config(store, run_id or store.find_run(asked.resume))
+    local = workspace.local_run(asked.resume)
+    store = None if local else workspace.store_of(asked.resume)
+    stored = resuming.stored_config(store, local or resuming.run_id_of(store, asked.resume, asked.experiment))
     return options.parse(TrainConfig, default=replace(stored, resume=None, strict=False, dry_run=False))
 
 

@@ -18,14 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from config import TrainConfig
 from models import record
 from progress import say
+from tracking.connection import store_uri
 from tracking.errors import RunUnknown, StoreError
 from tracking.journal import Journal
 
 ROOT = Path(__file__).resolve().parent
 RUNS = ROOT / "runs"
 PUBLISHED = ROOT / "models" / "faster_rcnn" / "checkpoint.pth"
+BEST = "best"  # as a RUN: before files and runs of that name
 
 _held: set[Path] = set()  # closing any descriptor of a file drops this process's lockf on it, so ours is never reopened
 
@@ -161,6 +164,8 @@ def run_folders() -> list[RunFolder]:
 
 def local_run(word: str) -> str | None:
     """The run trained here that `word` names (ID, prefix of at least 4 characters, name), if exactly one."""
+    if word == BEST:
+        return None
     named = [
         folder.run_id
         for folder in run_folders()
@@ -194,23 +199,71 @@ def select(checkpoints: list[Any], which: str, metric: str, run_id: str) -> Any:
     return matching[-1]
 
 
-def fetch(store: Any, word: str, which: str, metric: str, to: Path) -> tuple[Path, Any]:
-    """Download a RUN's checkpoint as file `to`, verified by its sha256; and what the store knows of it.
+def store_of(word: str) -> Any:
+    """The store to look for a RUN in; RunUnknown where there is none."""
+    from tracking.store import open_store
+
+    with naming_its_store(word, store_uri(ROOT)):
+        return open_store(ROOT, must_exist=True)
+
+
+def run_named(store: Any, word: str, experiment: str | None = None, metric: str = "val/AP") -> Any:
+    """The run, and of models:/NAME@ALIAS the checkpoint, that a RUN names; within an experiment where that is given.
+
+    `best` is that of one experiment in any case, by the metric.
+    """
+    if word == BEST:
+        for folder in run_folders():
+            deliver_if_idle(store, folder)
+        return store.best_run(experiment or TrainConfig.experiment, metric)
+    with naming_its_store(word, store.uri):
+        return store.find(word, experiment)
+
+
+@contextlib.contextmanager
+def naming_its_store(word: str, uri: str) -> Iterator[None]:
+    """Of a run that was trained here, RunUnknown says where it is."""
+    try:
+        yield
+    except RunUnknown as error:
+        folder = RunFolder(local_run(word) or "")
+        elsewhere = folder.state().get("tracking_uri")
+        if elsewhere is None:
+            raise
+        message = f"The tracking store {uri} does not know run {folder.run_id}, which was trained here"
+        if elsewhere != uri:
+            message += f" into another store. Name that before the command: MLFLOW_TRACKING_URI={elsewhere} python …"
+        elif folder.last.exists():
+            message += f". Its last state is at hand: python restore.py --file {folder.last}"
+        raise RunUnknown(message) from error
+
+
+def choose(store: Any, word: str, which: str, metric: str, experiment: str | None = None) -> Any:
+    """What the store knows of a RUN's checkpoint.
 
     models:/NAME@ALIAS names a checkpoint itself; of any other RUN, `which` and `metric` choose one.
     """
-    named = store.find(word)
-    folder = RunFolder(named.run_id)
-    if folder.state().get("tracking_uri") == store.uri and not folder.is_alive():
-        deliver_pending(store, folder)
+    named = run_named(store, word, experiment, metric)
+    deliver_if_idle(store, RunFolder(named.run_id))
     known = store.checkpoints(named.run_id)
     run = None if known else store.run(named.run_id)
     if run and run.is_evaluation:
         source = run.tags.get("source_run_id")
         raise WorkspaceError(f"{word} is the evaluation of run {source}, it has no checkpoint itself")
     registered = [one for one in known if one.model_id == named.model_id]
-    stored = registered[0] if registered else select(known, which, metric, named.run_id)
+    return registered[0] if registered else select(known, which, metric, named.run_id)
+
+
+def fetch(store: Any, word: str, which: str, metric: str, to: Path, experiment: str | None = None) -> tuple[Path, Any]:
+    """Download a RUN's checkpoint as file `to`, verified by its sha256; and what the store knows of it."""
+    stored = choose(store, word, which, metric, experiment)
     return store.download(stored, to), stored
+
+
+def deliver_if_idle(store: Any, folder: RunFolder) -> None:
+    """Send what a run of this machine left unsent, when it is this store's and nobody trains it."""
+    if folder.state().get("tracking_uri") == store.uri and not folder.is_alive():
+        deliver_pending(store, folder)
 
 
 def deliver_pending(store: Any, folder: RunFolder) -> None:
@@ -284,8 +337,8 @@ def require_one_source(config: Any) -> None:
     """WorkspaceError when --run, --checkpoint, --which and --metric do not name one checkpoint together."""
     if config.run is not None and config.checkpoint is not None:
         raise WorkspaceError("--run and --checkpoint both name a checkpoint: choose one")
-    if config.run is None and (config.which, config.metric) != ("best", "val/AP"):
-        raise WorkspaceError("--which and --metric choose among the checkpoints of a RUN: give --run")
+    if config.run is None and (config.which, config.metric, config.experiment) != ("best", "val/AP", None):
+        raise WorkspaceError("--which, --metric and --experiment choose among runs and checkpoints: give --run")
 
 
 @contextlib.contextmanager
@@ -295,7 +348,8 @@ def checkpoint_file(store: Any, config: Any) -> Iterator[Path]:
         yield usable(config.checkpoint or PUBLISHED)
         return
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
-        yield fetch(store, config.run, config.which, config.metric, Path(folder) / "checkpoint.pth")[0]
+        to = Path(folder) / "checkpoint.pth"
+        yield fetch(store, config.run, config.which, config.metric, to, config.experiment)[0]
 
 
 def usable(path: Path) -> Path:
@@ -310,19 +364,27 @@ def usable(path: Path) -> Path:
 
 def load_detector(path: Path) -> tuple[Any, dict[str, Any]]:
     """The model of a checkpoint with its weights, on the CPU, and the checkpoint's other content."""
-    from models import checkpoint, detector
+    from models import checkpoint
 
     content = checkpoint.load(path)
     if "architecture" not in content or "classes" not in content:
-        message = f"{path} does not say its architecture and classes: it was not written by this repository"
+        mend = f"It is not from here; make it a whole file: python restore.py --file {path}"
+        message = f"{path} does not say its architecture and classes. {mend}"
         raise record.CheckpointError(message, exit_code=4)
+    return build_as_said(content, path), content
+
+
+def build_as_said(content: dict[str, Any], path: Path) -> Any:
+    """The model of the architecture that a checkpoint names, with its weights; CheckpointError where they differ."""
+    from models import detector
+
     try:
         model = detector.build(content["architecture"])
         model.load_state_dict(content["model_state_dict"])
     except (RuntimeError, detector.ModelError) as error:  # torch lists every key that differs
         message = f"{path}: its tensors contradict its own architecture: {' '.join(str(error).split())[:300]}"
         raise record.CheckpointError(message, exit_code=4) from error
-    return model, content
+    return model
 
 
 def require_same_classes(content: dict[str, Any], classes: tuple[str, ...]) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 
 from data import fingerprint
 
+NO_CLASS = "N/A"
+
 
 class DataError(ValueError):
     """The data cannot be used as they are; the message says what, where, and what to do."""
@@ -73,8 +75,12 @@ class DetectionData:
         return {}
 
     def with_classes_in_order(self, classes: Sequence[str]) -> "DetectionData":
-        """The same data with its labels numbered after `classes`, where these are its own in another order."""
-        if sorted(classes) != sorted(self.classes) or tuple(classes) == self.classes:
+        """The same data with its labels numbered after `classes`, where these are its own in another order.
+
+        "N/A" may stand among them for numbers without a class, as COCO's have.
+        """
+        named = [name for name in classes if name != NO_CLASS]
+        if sorted(named) != sorted(self.classes) or tuple(classes) == self.classes:
             return self
         new_label = np.array([0] + [1 + list(classes).index(name) for name in self.classes])
         splits = {

@@ -13,6 +13,7 @@ import torch
 from models.record import FORMAT, CheckpointError, inspect, sync_folder
 
 PLAIN_TYPES = (type(None), bool, int, float, str)
+TRAINING_STATE = ("raw_model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "scaler_state_dict")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
 
 
@@ -69,6 +70,11 @@ def plain(value: Any, where: str = "checkpoint") -> Any:
     if isinstance(value, list | tuple):
         return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
     raise TypeError(f"{where} is a {type(value).__name__}: checkpoints hold tensors and plain data only")
+
+
+def without_training_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The scored weights and what describes them: enough for everything but resuming."""
+    return {key: value for key, value in checkpoint.items() if key not in TRAINING_STATE}
 
 
 def load(path: Path, *, device: str | torch.device = "cpu") -> dict[str, Any]:

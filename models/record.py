@@ -170,7 +170,9 @@ DESCRIBED = {
 def describe(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What the record keeps of a checkpoint's content: everything plain that people and scripts ask for."""
     entry = well_formed({key: checkpoint[key] for key in DESCRIBED if key in checkpoint})
-    return entry | {"resumable": isinstance(checkpoint.get("optimizer_state_dict"), dict)}
+    # Only a run can be resumed: a stranger's optimizer state belongs to none.
+    resumable = "run_id" in entry and isinstance(checkpoint.get("optimizer_state_dict"), dict)
+    return entry | {"resumable": resumable}
 
 
 def well_formed(entry: dict[str, Any]) -> dict[str, Any]:

@@ -86,9 +86,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, coco_folder: Path, empty_d
 
 
 @pytest.fixture
-def run_here(
-    trained: "Trained", monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-) -> Callable[..., subprocess.CompletedProcess]:
+def run_here(trained: "Trained", monkeypatch: pytest.MonkeyPatch, run_script: Script) -> Script:
     """Runs a script of the trained repository in this process, without the seconds that a new one imports for."""
     import workspace
 
@@ -96,9 +94,16 @@ def run_here(
     monkeypatch.setattr(workspace, "ROOT", trained.folder)
     monkeypatch.setattr(workspace, "RUNS", trained.folder / "runs")
     monkeypatch.setattr(workspace, "PUBLISHED", trained.checkpoint)
+    return run_script
+
+
+@pytest.fixture
+def run_script(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Script:
+    """Runs a script in this process, in whatever repository `workspace` is set to (as by `home`)."""
 
     def run(name: str, *arguments: object) -> subprocess.CompletedProcess:
         monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+        capfd.readouterr()
         with pytest.raises(SystemExit) as end:
             runpy.run_path(str(ROOT / name), run_name="__main__")
         out, errors = capfd.readouterr()

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from tracking.errors import RunUnknown
-from tracking.records import EVALUATION
+from tracking.records import EVALUATION, StoredCheckpoint, stored_checkpoint
 
 SHORTEST_PREFIX = 4
 MOST_LISTED = 8
@@ -22,7 +22,7 @@ def find_run(client, word: str, experiment: str | None) -> RunReference:
     """The one run that the word names, within an experiment where that is given; RunUnknown otherwise."""
     if word.startswith("models:/"):
         return _find_registered(client, word)
-    experiment_ids = _experiment_ids(client, experiment)
+    experiment_ids = experiment_ids_of(client, experiment)
     candidates = {run.info.run_id: run for run in _candidates(client, word, experiment_ids)}
     if word in candidates:
         return RunReference(word)
@@ -47,6 +47,21 @@ def runs_named(client, run_name: str, experiment_id: str) -> list:
     return [run for run in _named(client, run_name, [experiment_id]) if run.data.tags.get("kind") != EVALUATION]
 
 
+def stored_checkpoints(client, experiment_id: str, metric: str, run_id: str | None = None) -> list[StoredCheckpoint]:
+    """The checkpoints that the store has whole, of an experiment or of one run in it."""
+    where = None if run_id is None else f"source_run_id = '{run_id}'"
+    models, token = [], None
+    while True:
+        page = client.search_logged_models([experiment_id], where, page_token=token)
+        models += page
+        token = page.token
+        if not token:
+            break
+    # The store's own filter on the status finds nothing at all.
+    whole = [model for model in models if model.model_type == "checkpoint" and str(model.status) == "READY"]
+    return [stored_checkpoint(model, metric) for model in whole]
+
+
 def _named(client, run_name: str, experiment_ids: list[str]) -> list:
     return _search(client, experiment_ids, f"attributes.run_name = {_quoted(run_name)}")
 
@@ -62,12 +77,12 @@ def _quoted(word: str) -> str:
     return f'"{word}"' if "'" in word else f"'{word}'"
 
 
-def _experiment_ids(client, experiment: str | None) -> list[str]:
+def experiment_ids_of(client, experiment: str | None) -> list[str]:
     if experiment is not None:
         found = client.get_experiment_by_name(experiment)
         if found is None:
             names = sorted(entry.name for entry in client.search_experiments(max_results=50))
-            raise RunUnknown(f"No experiment {experiment!r}. There are: {', '.join(names)}")
+            raise RunUnknown(f"No experiment {experiment!r}. There are: {', '.join(names)} (--experiment NAME)")
         return [found.experiment_id]
     ids, token = [], None
     while True:

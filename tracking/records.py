@@ -48,6 +48,7 @@ class StoredCheckpoint:
     metrics: dict[str, float] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     score: float | None = None  # the metric that was asked for
+    scored_on: tuple[str, str] | None = None  # name and digest of the data of that score
 
 
 def stored_run(run, experiment: str) -> StoredRun:
@@ -80,6 +81,7 @@ def stored_checkpoint(model, metric: str) -> StoredCheckpoint:
     tags = dict(model.tags or {})
     ordered = sorted(model.metrics or [], key=lambda entry: (entry.step, entry.timestamp))
     metrics = {entry.key: entry.value for entry in ordered}
+    scored = next((entry for entry in reversed(ordered) if entry.key == metric), None)
     return StoredCheckpoint(
         name=model.name,
         model_id=model.model_id,
@@ -92,7 +94,8 @@ def stored_checkpoint(model, metric: str) -> StoredCheckpoint:
         created=model.creation_timestamp,
         metrics=metrics,
         tags=tags,
-        score=metrics.get(metric),
+        score=scored and scored.value,
+        scored_on=scored and (scored.dataset_name, scored.dataset_digest),
     )
 
 

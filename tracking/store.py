@@ -6,17 +6,18 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
 from tracking.artifacts import copy_of, sha256_of_file
+from tracking.best import best_run
 from tracking.connection import connect, failures, import_mlflow, is_server, local_folder, sqlite_path, store_uri
 from tracking.deliver import CHECKPOINT_FILE, CHECKPOINT_FOLDER
 from tracking.errors import DamagedArtifact, ExperimentDeleted, RunUnknown, StoreError
-from tracking.find import RunReference, find_run, runs_named
+from tracking.find import RunReference, find_run, runs_named, stored_checkpoints
 from tracking.journal import now_ms
-from tracking.records import StoredCheckpoint, StoredRun, stored_checkpoint, stored_run
+from tracking.records import StoredCheckpoint, StoredRun, stored_run
 from tracking.view import VIEW, arrange_charts
 
 __all__ = [
@@ -119,6 +120,11 @@ class Store:
     def find_run(self, word: str, experiment: str | None = None) -> str:
         return self.find(word, experiment).run_id
 
+    def best_run(self, experiment: str, metric: str) -> RunReference:
+        """The run of an experiment that has the best checkpoint by a metric; see tracking.best."""
+        with failures(self.uri, f"the best run of {experiment}"):
+            return best_run(self.client, experiment, metric)
+
     def knows(self, run_id: str) -> bool:
         """Whether the store has that run."""
         try:
@@ -166,10 +172,9 @@ class Store:
         if not self.knows(run_id):
             return []
         with failures(self.uri, f"checkpoints of run {run_id}"):
-            models = list(self._models_of(run_id))
-        # The store's own filter on the status finds nothing at all.
-        ready = [stored_checkpoint(model, metric) for model in models if str(model.status) == "READY"]
-        return sorted(ready, key=lambda checkpoint: (checkpoint.step, checkpoint.created))
+            experiment_id = self.client.get_run(run_id).info.experiment_id
+            found = stored_checkpoints(self.client, experiment_id, metric, run_id)
+        return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.created))
 
     def download(self, checkpoint: StoredCheckpoint, to: Path) -> Path:
         """The checkpoint's file at `to`, whole and verified or not at all; never the store's own inode."""
@@ -255,16 +260,6 @@ class Store:
                 raise
             return found
         return self.client.get_experiment(experiment_id)
-
-    def _models_of(self, run_id: str) -> Iterator:
-        experiment_id = self.client.get_run(run_id).info.experiment_id
-        token = None
-        while True:
-            page = self.client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'", page_token=token)
-            yield from (model for model in page if model.model_type == "checkpoint")
-            token = page.token
-            if not token:
-                return
 
     def _version_of(self, checkpoint: StoredCheckpoint, name: str):
         versions = self.client.search_model_versions(f"name = '{name}'")

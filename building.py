@@ -64,8 +64,9 @@ def load_starting_weights(
         state, names = weights.coco_state(config.model)
     else:
         saved = checkpoint_named(config.weights, store, config.experiment)
-        state, names = saved["model_state_dict"], saved.get("classes")
-        notes.append(f"weights: of {config.weights}, {workspace.introduce(record.describe(saved))}")
+        about = record.describe(saved)
+        state, names = saved["model_state_dict"], about.get("classes")
+        notes.append(f"weights of {config.weights}: {workspace.introduce(about)}")
     return [*notes, str(weights.load_matching(model, state, classes_from=names, classes_to=classes))]
 
 

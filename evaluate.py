@@ -101,7 +101,8 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     with workspace.checkpoint_file(store, config) as path:
         model, checkpoint = workspace.load_detector(path)
         # The evaluation of a weights-only file is one of the checkpoint that it was taken from.
-        sha256 = record.inspect(path).entry.get("weights_of") or record.file_sha256(path)
+        entry = record.inspect(path).entry
+        sha256 = entry.get("weights_of") or entry.get("sha256") or record.file_sha256(path)
     say(f"scoring {workspace.introduce(checkpoint)}")
     where = config.data or (checkpoint.get("config") or {}).get("data")
     if where is None:

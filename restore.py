@@ -110,8 +110,10 @@ def from_file(config: RestoreConfig, partial: Path) -> tuple[str, dict[str, Any]
     from models import checkpoint as checkpoints
     from models import foreign
 
+    if not config.file.exists():
+        raise options.ConfigError(f"--file: there is no file {config.file}")
     content = checkpoints.load(config.file)
-    if foreign.says_what_it_is(content):
+    if record.says_what_it_is(content):
         if config.model or config.classes:
             raise options.ConfigError(f"{config.file} names its own model and classes: leave out --model and --classes")
         workspace.build_as_said(content, config.file)

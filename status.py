@@ -224,9 +224,11 @@ def report_text(report: dict[str, Any]) -> str:
         lines.append(f"  {report['detail']}")
     if report["state"] == "ready":
         role = ROLES.get(report["role"], "checkpoint") + (", pinned by restore.py" if report["pinned"] else "")
+        role += "" if report["resumable"] else ", not resumable"
         lines.append(f"  {workspace.introduce(report)}")
         lines.append(f"  {role}, {report['size_bytes'] / 1e6:.1f} MB, sha256 {str(report['sha256'])[:12]}")
-        lines.append(f"  classes: {', '.join(report['classes'] or ['unknown'])}")
+        classes = [name for name in report["classes"] or ["unknown"] if name != record.NO_CLASS]
+        lines.append(f"  classes: {', '.join(classes)}")
         if report["run_id"]:
             known = report["run_status"] or "not known to the store"
             lines.append(f"  run {report['run_id']}: {known} in {report['tracking_uri']}")

@@ -320,7 +320,8 @@ def choosing(best: dict[str, Any]) -> str:
 def introduce(entry: dict[str, Any]) -> str:
     """A checkpoint in one line: run, epoch, data, score."""
     run = entry.get("run_id")
-    parts = [f"run {entry.get('run_name')} ({run[:8]})" if run else "a checkpoint without a run"]
+    model = (entry.get("architecture") or {}).get("builder", "checkpoint")
+    parts = [f"run {entry.get('run_name')} ({run[:8]})" if run else f"a {model} without a run"]
     if isinstance(entry.get("epoch"), int):
         of = f" ({entry['epoch'] + 1} of {entry['epochs']})" if entry.get("epochs") else ""
         is_inside = entry.get("batches_done") or entry["epoch"] < 0
@@ -367,7 +368,7 @@ def load_detector(path: Path) -> tuple[Any, dict[str, Any]]:
     from models import checkpoint
 
     content = checkpoint.load(path)
-    if "architecture" not in content or "classes" not in content:
+    if not record.says_what_it_is(content):
         mend = f"It is not from here; make it a whole file: python restore.py --file {path}"
         message = f"{path} does not say its architecture and classes. {mend}"
         raise record.CheckpointError(message, exit_code=4)
@@ -392,6 +393,7 @@ def require_same_classes(content: dict[str, Any], classes: tuple[str, ...]) -> N
     known = list(content["classes"])
     if known != list(classes):
         order = "in another order: " if sorted(known) == sorted(classes) else ""
+        known = [name for name in known if name != record.NO_CLASS]
         message = f"The checkpoint has {len(known)} classes {known}, the dataset {order}{len(classes)} {list(classes)}"
         transfer = "To carry its weights over by name, train: python train.py --weights CHECKPOINT --data …"
         raise WorkspaceError(f"{message}. {transfer}", exit_code=4)

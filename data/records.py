@@ -10,7 +10,7 @@ import numpy as np
 
 from data import fingerprint
 
-NO_CLASS = "N/A"
+NO_CLASS = "N/A"  # as torchvision's COCO models name the numbers that are no class
 
 
 class DataError(ValueError):

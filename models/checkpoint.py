@@ -94,7 +94,8 @@ def load(path: Path, *, device: str | torch.device = "cpu") -> dict[str, Any]:
             content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch parses whatever bytes there are, and raises whatever they lead to
         reason = verdict.detail or _refusal(error)
-        raise CheckpointError(f"{path} cannot be loaded: {reason}") from error
+        mend = " Whoever made it can save plain data: torch.save(model.state_dict(), FILE)" if "plain" in reason else ""
+        raise CheckpointError(f"{path} cannot be loaded: {reason}.{mend}") from error
     return _our_form(content, path)
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from models import detector
 from models.backbones import TIMM_PREFIX, TORCHVISION_CLASSIFIERS, ModelError
-from models.record import FORMAT, CheckpointError, well_formed
-from models.weights import CLASS_ROWS_KEY, COUNTER, NO_CLASS, coco_classes, load_matching, some, without_prefixes
+from models.record import FORMAT, NO_CLASS, CheckpointError
+from models.weights import CLASS_ROWS_KEY, COUNTER, coco_classes, load_matching, some, without_prefixes
 
 # The first of these tensors that a file has tells which of torchvision's models it is. The two MobileNets differ in
 # the size of their images and the number of their proposals only.
@@ -22,11 +22,6 @@ TELLING = {
 CLASS_KEYS = ("classes", "class_names", "categories", "CLASSES")
 KEPT = ("epoch", "optimizer_state_dict", "scheduler_state_dict", "scaler_state_dict")
 COCO = "coco"
-
-
-def says_what_it_is(content: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint names its architecture and classes, as ours do."""
-    return {"architecture", "classes"} <= well_formed(dict(content)).keys()
 
 
 def read_classes(word: str) -> list[str]:
@@ -80,16 +75,13 @@ def adopt(
 
 
 def receipt(content: Mapping[str, Any]) -> str:
-    """What was made of a file from elsewhere, and what the file did not say."""
-    architecture, names = content["architecture"], content["classes"]
-    options = architecture["kwargs"]
-    told = ("norm", "norm_eps", "image_min_size", "image_max_size", "anchor_sizes")
-    assumed = ", ".join(f"{name} {options[name]}" for name in told if name in options)
-    named = [name for name in names if name != NO_CLASS]
-    return (
-        f"{architecture['builder']} of {len(named)} classes: {some(named)}\n"
-        f"  not in the file, so taken as the model's defaults: {assumed}"
-    )
+    """What was made of a file from elsewhere, and what no tensor tells."""
+    name, options = content["architecture"]["builder"], content["architecture"]["kwargs"]
+    untold = ["image_min_size", "image_max_size", "anchor_sizes"]
+    untold += ["norm_eps"] if options.get("norm") == "frozen" else []
+    assumed = ", ".join(f"{option} {options[option]}" for option in untold if option in options)
+    classes = [one for one in content["classes"] if one != NO_CLASS]
+    return f"{name} of {len(classes)} classes: {some(classes)}\n  no tensor tells, so as {name} has it: {assumed}"
 
 
 def _wanted(candidates: Sequence[str], names: list[str] | None, rows: int) -> str:

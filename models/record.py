@@ -16,6 +16,8 @@ from typing import Any
 
 FORMAT = 1  # of our checkpoints; a file with a higher one was written by a newer version of this repository
 ZIP_START, LEGACY_TORCH_START = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+# COCO's category numbers have gaps (80 classes in 1..90), and torchvision's heads have a row for each gap.
+NO_CLASS = "N/A"
 DAMAGED = ("empty", "truncated", "corrupt", "not-a-checkpoint")
 
 
@@ -178,6 +180,11 @@ def describe(checkpoint: dict[str, Any]) -> dict[str, Any]:
 def well_formed(entry: dict[str, Any]) -> dict[str, Any]:
     """`entry` without what is not as we write it: a stranger's file may hold anything under these names."""
     return {key: value for key, value in entry.items() if key not in DESCRIBED or _is_well_formed(key, value)}
+
+
+def says_what_it_is(checkpoint: dict[str, Any]) -> bool:
+    """Whether a checkpoint names its architecture and classes, as ours do."""
+    return {"architecture", "classes"} <= well_formed(checkpoint).keys()
 
 
 def _is_well_formed(key: str, value: Any) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights
 
 from models.backbones import TIMM_PREFIX, TORCHVISION_CLASSIFIERS, ModelError, body_key, check_timm_name, classifier
+from models.record import NO_CLASS
 
 StateDict = dict[str, Tensor]
 
@@ -30,8 +31,6 @@ CLASS_ROWS_KEY = "roi_heads.box_predictor.cls_score.weight"
 WRAPPER_PREFIX = re.compile(r"^(?:(?:module|_orig_mod)\.)+|(?<=\.)_orig_mod\.")
 # torchvision's older COCO files hold the convolutions of the pyramid and of the RPN one level higher.
 OLD_TORCHVISION_KEY = re.compile(r"^(?:(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)|(rpn\.head\.conv))\.(weight|bias)$")
-# COCO's category numbers have gaps (80 classes in 1..90), and torchvision's heads have a row for each gap.
-NO_CLASS = "N/A"
 # A counter that frozen norms do not have and that no result depends on.
 COUNTER = "num_batches_tracked"
 

@@ -8,8 +8,8 @@ from torchvision.models import detection
 
 from models import detector
 from models.backbones import ModelError
-from models.foreign import adopt, read_classes, says_what_it_is
-from models.record import CheckpointError
+from models.foreign import adopt, read_classes
+from models.record import CheckpointError, says_what_it_is
 
 MOBILE, MOBILE_320 = "fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn_mobilenet_v3_large_320_fpn"
 NAMES = ["cat", "dog"]

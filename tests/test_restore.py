@@ -193,7 +193,7 @@ BAD_USAGE = {
     "registering to a folder": (("small", "--register", "a@b", "--output", "x"), 2, "--output"),
     **{f"register {bad}": (("small", "--register", bad), 2, "NAME@ALIAS") for bad in ("a", "a@", "@b", "a/b@c")},
     **{f"register {bad}": (("small", "--register", bad), 2, "NAME@ALIAS") for bad in ("a@b@c", "a@latest", "a@v1")},
-    "no such file": (("--file", "none.pth"), 1, "none.pth"),
+    "no such file": (("--file", "none.pth"), 2, "none.pth"),
     "no such model": (("--file", "{file}", "--model", "fasterrcnn_mobilenet"), 2, "near it"),
     "no model": (("--file", "{file}"), 2, f"--model {MOBILE_320}"),
     "another model": (("--file", "{file}", "--model", "fasterrcnn_resnet50_fpn"), 4, "it lacks"),
@@ -312,20 +312,17 @@ def trained_to(ap: float, config, monkeypatch, **more) -> str:
         return train.main(replace(config, max_steps=1, publish="never", **more))
 
 
-def test_best_is_the_best_run_of_an_experiment(home, small, monkeypatch, run_script, restore, coco_folder):
-    low = trained_to(0.2, small, monkeypatch, run_name="best")
+def test_best_is_the_best_run_of_an_experiment(home, small, monkeypatch, run_script, restore):
+    trained_to(0.2, small, monkeypatch, run_name="best")
     high = trained_to(0.6, small, monkeypatch)
     deleted = trained_to(0.9, small, monkeypatch)
     other = trained_to(0.95, small, monkeypatch, experiment="other")
     open_store().client.delete_run(deleted)
-    assert run_script("evaluate.py", "--run", low, "--split", "test", "--json").returncode == 0
     restore("best")
     assert status(run_script)["run_id"] == high
     restore("best", "--experiment", "other")
     assert status(run_script)["run_id"] == other
     assert json.loads(run_script("evaluate.py", "--run", "best", "--json", "--no-log").stdout)["run_id"] == high
-    detected = run_script("infer.py", next((coco_folder / "val").iterdir()), "--run", "best")
-    assert high[:8] in detected.stderr
     monkeypatch.setattr("sys.argv", ["train.py", "--from-run", "best", "--seed", "4"])
     assert train.read().from_run == high
     assert run_to_resume(open_store(), replace(small, resume="best", experiment="other")) == other

@@ -101,7 +101,10 @@ class LiveRun:
                 self.elsewhere = self.store.histories(info.run_id, ("train/", "val/"))
                 self.first_new_step = last_stored + 1
             self.store.resume_run(info.run_id)
-        before = self.folder.state() or last_word(self.store.run(info.run_id).tags)
+        before = self.folder.state()
+        if self.resumed:
+            before = before or last_word(self.store.run(info.run_id).tags)
+            self.position = {key: before.get(key) for key in ("epoch", "step", "best")}  # until the first step
         self.pace = Pace(
             total_steps=info.total_steps,
             steps_per_epoch=info.steps_per_epoch,

@@ -116,16 +116,17 @@ def require_idle(store: Store, run: StoredRun) -> None:
 
     A run that the store calls RUNNING may have died: whoever spoke lately has its heart listened to.
     """
-    workspace.RunFolder(run.run_id).require_idle()
-    said = last_word(run.tags)
+    folder, said = workspace.RunFolder(run.run_id), last_word(run.tags)
+    folder.require_idle()
+    if all(folder.state().get(key) == said.get(key) for key in ("host", "pid")):
+        return  # it was this folder's process: the lock has told
     last_beat = said.get("time", 0)
     silent_for = time.time() - last_beat / 1000
     if run.status != "RUNNING" or silent_for > SILENT_SECONDS:
         return
     where = f"on {said.get('host')} (process {said.get('pid')})"
-    say(
-        f"run {run.run_id} trained {where} {duration(silent_for)} ago: {WATCH_SECONDS:.0f} s will show whether it lives"
-    )
+    ago = duration(silent_for)
+    say(f"run {run.run_id} trained {where} {ago} ago: listening {WATCH_SECONDS:.0f} s whether it still does")
     deadline = time.monotonic() + WATCH_SECONDS
     while time.monotonic() < deadline:
         time.sleep(1)

@@ -17,6 +17,7 @@ import workspace
 from config import ConfigError, TrainConfig
 from data.generated import generated_data, write_coco
 from tests.conftest import SMALL, equal, last_checkpoint, open_store
+from tracking.records import last_word
 from workspace import WorkspaceError
 
 
@@ -78,12 +79,16 @@ def test_a_finished_run_is_done_before_its_data_are_read_and_delivers_what_was_h
 
 def test_a_run_that_failed_goes_on_where_it_saved_and_keeps_its_group_and_tags(home, small, monkeypatch):
     line = replace(small, run_name="a", resume="auto", group="g", tag=("first=1", "who=me"))
-    with monkeypatch.context() as broken:
-        broken.setattr("train.validate_and_save", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            train.main(line)
-    (run_id,) = run_ids()
-    assert (open_store().run(run_id).status, open_store().run(run_id).tags["resumable"]) == ("FAILED", "true")
+    run_id = train.main(replace(line, max_steps=1))
+    for broken in ("train.validate_and_save", "provenance.log_beginning"):  # after an epoch, and before the first step
+        with monkeypatch.context() as patch:
+            patch.setattr(broken, lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                train.main(line)
+        run = open_store().run(run_id)
+        said = last_word(run.tags)
+        assert (run.status, run.tags["resumable"], said["best"]["name"]) == ("FAILED", "true", "step-000001")
+        assert (said["epoch"], said["step"]) == (-1, 4)
     assert train.main(replace(line, group=None, tag=("who=you",))) == run_id
     run, config = open_store().run(run_id), workspace.RunFolder(run_id).state()["config"]
     assert (run.status, run.tags["resumable"], run.tags["ended_by"]) == ("FINISHED", "false", "its last step")
@@ -126,7 +131,7 @@ def test_a_run_that_another_machine_trains_is_left_alone_until_its_heart_stops(h
         return
     assert train.main(line) == run_id
     assert last_checkpoint(run_id)["step"] == 8
-    assert ("whether it lives" in capfd.readouterr().err) == (heart == "is still")
+    assert ("whether it still does" in capfd.readouterr().err) == (heart == "is still")
 
 
 def test_a_run_goes_on_with_its_data_at_another_place_but_not_with_others(home, small, tmp_path):

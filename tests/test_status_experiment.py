@@ -225,7 +225,7 @@ def test_two_hundred_runs_are_told_at_once_without_the_heavy_libraries(home):
         RunFolder(one).update(**POSITION, experiment="e", tracking_uri=open_store().uri, state="finished", best=BEST)
     began = time.perf_counter()
     assert len(report()["runs"]) == 200
-    assert time.perf_counter() - began < 1.0  # 0.05 s; a loaded machine is slower
+    assert time.perf_counter() - began < 1.0  # 0.2 s; a loaded machine is slower
     code = "import sys, pathlib, workspace, status\n"
     code += "workspace.ROOT = pathlib.Path(sys.argv[1]); workspace.RUNS = workspace.ROOT / 'runs'\n"
     code += "assert status.script(status.StatusConfig(experiment='e')) == 0\n"

@@ -17,13 +17,14 @@ from tracking.store import RunUnknown, Store
 
 def build_architecture(config: TrainConfig, *, num_classes: int) -> dict[str, Any]:
     """The detector's builder and keyword arguments; ModelError names a wrong one."""
+    base = options.base_model(config.model)
     # torchvision's COCO weights for this model were trained with an eps of zero; ImageNet's were not.
     return detector.resolve_architecture(
         config.model,
         num_classes=num_classes,
         trainable_layers=config.trainable_layers,
         norm=config.norm,
-        norm_eps=1e-5 if config.weights == "backbone" and config.model == "fasterrcnn_resnet50_fpn" else None,
+        norm_eps=1e-5 if config.weights == "backbone" and base == "fasterrcnn_resnet50_fpn" else None,
         image_min_size=config.image_min_size,
         image_max_size=config.image_max_size,
         multi_scale=None if config.multi_scale is None else list(config.multi_scale),
@@ -50,18 +51,20 @@ def load_starting_weights(
     model: torch.nn.Module, architecture: dict[str, Any], config: TrainConfig, classes: tuple[str, ...], store: Store
 ) -> list[str]:
     """--weights coco|backbone|none|FILE|RUN and --backbone-weights FILE; says what was loaded and what was not."""
+    base = options.base_model(config.model)
+    backbone_of = architecture | {"builder": base}
     if config.backbone_weights is not None:
         if not config.backbone_weights.is_file():
             raise options.ConfigError(f"--backbone-weights: there is no file {config.backbone_weights}")
         state = checkpoints.load(config.backbone_weights)["model_state_dict"]
-        return [str(weights.load_backbone(model, architecture, state))]
+        return [str(weights.load_backbone(model, backbone_of, state))]
     if config.weights == "none":
         return ["weights: random"]
     if config.weights == "backbone":
-        return [str(weights.load_backbone(model, architecture, weights.backbone_state(config.model)))]
+        return [str(weights.load_backbone(model, backbone_of, weights.backbone_state(base)))]
     notes = []
     if config.weights == "coco":
-        state, names = weights.coco_state(config.model)
+        state, names = weights.coco_state(base)
     else:
         saved = checkpoint_named(config.weights, store, config.experiment)
         about = record.describe(saved)

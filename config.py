@@ -49,7 +49,7 @@ class TrainConfig:
     data: str = "generated"
     """Dataset: a folder or file (COCO JSON, Pascal VOC), or `generated` for the built-in set of coloured shapes."""
     model: Text = None
-    """A torchvision Faster R-CNN by its name, or timm/NAME for any timm backbone. [fasterrcnn_resnet50_fpn_v2]"""
+    """torchvision's by name, timm/NAME (any timm backbone), or recipes.NAME (yours). [fasterrcnn_resnet50_fpn_v2]"""
     weights: Text = None
     """Start from: coco, backbone (ImageNet), none, a checkpoint file, or a RUN. [coco; none for generated data]"""
     backbone_weights: File = None
@@ -210,15 +210,19 @@ def resolved(config: TrainConfig, *, cores: int) -> tuple[TrainConfig, dict[str,
 
     optimizer, batch_size = pick("optimizer", "sgd"), pick("batch_size", 4)
     model = pick("model", "fasterrcnn_resnet50_fpn_v2")
-    is_timm = model.startswith("timm/")  # timm has backbones, not detectors: no COCO weights
-    weights = pick("weights", "backbone" if is_timm or config.backbone_weights else "coco")
+    base = base_model(model)
+    is_timm, is_torchvisions = base.startswith("timm/"), base.startswith("fasterrcnn_")
+    is_own = not (is_timm or is_torchvisions)
+    # timm has backbones, not detectors: no COCO weights; and of a researcher's own model there are none at all.
+    pretrained = "backbone" if is_timm or config.backbone_weights else "coco" if is_torchvisions else "none"
+    weights = pick("weights", pretrained)
     epochs = pick("epochs", 24)
     defaults = {
         "model": model,
         "weights": weights,
         # Small batches spoil batch statistics, so pretrained ones are kept; v2 is defined with batch norm.
-        "norm": "batch" if weights == "none" or model.endswith("_v2") else "frozen",
-        "trainable_layers": None if is_timm else (6 if "mobilenet" in model else 5) if weights == "none" else 3,
+        "norm": None if is_own else "batch" if weights == "none" or base.endswith("_v2") else "frozen",
+        "trainable_layers": (6 if "mobilenet" in base else 5) if weights == "none" else 3,
         "epochs": epochs,
         "batch_size": batch_size,
         "optimizer": optimizer,
@@ -229,10 +233,18 @@ def resolved(config: TrainConfig, *, cores: int) -> tuple[TrainConfig, dict[str,
         "augmentation": "flip",
         "workers": min(4, cores),
     } | recipe
+    if not is_torchvisions:
+        del defaults["trainable_layers"]  # all
     if pick("schedule", defaults["schedule"]) == "multistep":
         defaults["milestones"] = (round(epochs * 2 / 3), round(epochs * 11 / 12))
     chosen = {name: value for name, value in defaults.items() if getattr(config, name) is None and value is not None}
     return replace(config, **chosen), chosen
+
+
+def base_model(name: str) -> str:
+    """The model that recipes change: recipes.new_loss/timm/resnet18 → timm/resnet18. Any other is its own base."""
+    first, _, rest = name.partition("/")
+    return base_model(rest) if rest and first.startswith("recipes.") else name
 
 
 MAY_CHANGE = (

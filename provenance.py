@@ -8,6 +8,7 @@ import torch
 
 import metrics
 from live_run import LiveRun
+from models.registry import recipes_of
 from prepare import Job
 from resuming import FACTS
 from tracking import environment
@@ -26,7 +27,7 @@ def log_beginning(run: LiveRun, job: Job) -> None:
         tracked.tags(job.config.tags | {"resumed_at_step": str(step), "resumed_by": environment.command_line()})
         said = "\n".join([environment.command_line(), *job.notes])
         tracked.text(said + "\n", f"code/resumed-at-step-{step:06d}.txt")
-        log_code(tracked, job.code, f"code/resumed-at-step-{step:06d}")
+        log_code(tracked, job, f"code/resumed-at-step-{step:06d}")
         return
     machine = environment.environment()
     on_cpu = f"{machine['cpus']} cores of {machine['cpu']}"
@@ -42,7 +43,7 @@ def log_beginning(run: LiveRun, job: Job) -> None:
     tracked.text(json.dumps(job.info.in_checkpoint(), indent=1), FACTS)
     tracked.text(json.dumps(machine, indent=1), "code/environment.json")
     tracked.text("\n".join(job.notes) + "\n", "code/starting_weights.txt")
-    log_code(tracked, job.code, "code")
+    log_code(tracked, job, "code")
     if job.config.augmentation.startswith("{"):
         tracked.text(job.config.augmentation, "augmentation.json")
     tracked.tags({f"mlflow.source.git.{key}": job.code[key] for key in ("commit", "branch") if job.code[key]})
@@ -53,12 +54,14 @@ def log_beginning(run: LiveRun, job: Job) -> None:
     run.log_detections("ground_truth_val", metrics.coco_ground_truth(job.data.records("val"), job.data.classes))
 
 
-def log_code(tracked: TrackedRun, code: dict[str, Any], folder: str) -> None:
-    """What is not in the commit."""
-    if code["diff"]:
-        tracked.text(code["diff"], f"{folder}/uncommitted.diff")
-    for name, text in code["untracked"].items():
+def log_code(tracked: TrackedRun, job: Job, folder: str) -> None:
+    """What is not in the commit, and the recipes that the model is made by: without git they are nowhere else."""
+    if job.code["diff"]:
+        tracked.text(job.code["diff"], f"{folder}/uncommitted.diff")
+    for name, text in job.code["untracked"].items():
         tracked.text(text, f"{folder}/untracked/{name}")
+    for file in recipes_of(job.config.model):
+        tracked.text(file.read_text(encoding="utf-8"), f"{folder}/recipes/{file.name}")
 
 
 def short(value: Any) -> Any:

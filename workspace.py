@@ -382,7 +382,10 @@ def build_as_said(content: dict[str, Any], path: Path) -> Any:
     try:
         model = detector.build(content["architecture"])
         model.load_state_dict(content["model_state_dict"])
-    except (RuntimeError, detector.ModelError) as error:  # torch lists every key that differs
+    except detector.ModelError as error:
+        run = f" of run {content['run_id']}" if content.get("run_id") else ""
+        raise record.CheckpointError(f"The model in {path}{run} cannot be built here: {error}", exit_code=4) from error
+    except RuntimeError as error:  # torch lists every key that differs
         message = f"{path}: its tensors contradict its own architecture: {' '.join(str(error).split())[:300]}"
         raise record.CheckpointError(message, exit_code=4) from error
     return model

@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # A module imports from the layers below its own only; modules of one layer do not import each other.
 LAYERS = (
+    ("recipes",),  # models/registry.py imports one when it is asked for by name, and from nowhere else
     ("train",),
     ("evaluate", "infer", "restore", "status", "provenance", "rehearsal", "report"),
     ("prepare",),
@@ -36,7 +37,9 @@ def imported(tree: ast.AST) -> set[str]:
 def violations() -> list[str]:
     found = []
     for file in (
-        file for pattern in ("*.py", "tracking/*.py", "models/*.py", "data/*.py") for file in ROOT.glob(pattern)
+        file
+        for pattern in ("*.py", "tracking/*.py", "models/*.py", "data/*.py", "recipes/*.py")
+        for file in ROOT.glob(pattern)
     ):
         owner = file.relative_to(ROOT).parts[0].removesuffix(".py")
         if owner not in LEVEL:

@@ -33,18 +33,18 @@ class ModelError(ValueError):
     exit_code = 2
 
 
-class TimmPyramid(nn.Module):
-    """A timm feature network and torchvision's pyramid over its last four maps.
+class Pyramid(nn.Module):
+    """A network that gives feature maps of these channels and strides, and torchvision's pyramid over them.
 
-    images (N, 3, H, W) → maps "0".."3" and "pool", (N, out_channels, H / stride, W / stride) each, fine to coarse.
+    images (N, 3, H, W) → maps "0", "1" … and "pool", (N, out_channels, H / stride, W / stride) each, fine to coarse.
     """
 
-    def __init__(self, body: nn.Module, out_channels: int) -> None:
+    def __init__(self, body: nn.Module, channels: Sequence[int], strides: Sequence[int], out_channels: int) -> None:
         super().__init__()
         self.body = body
-        self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), out_channels, extra_blocks=LastLevelMaxPool())
+        self.fpn = FeaturePyramidNetwork(list(channels), out_channels, extra_blocks=LastLevelMaxPool())
         self.out_channels = out_channels
-        self.strides = body.feature_info.reduction()
+        self.channels, self.strides = list(channels), list(strides)
         self.channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -56,11 +56,32 @@ class TimmPyramid(nn.Module):
         return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else list(maps)
 
 
-def timm_pyramid(name: str, *, fpn_channels: int) -> TimmPyramid:
-    """The pyramid over timm's network `name`, with random weights; networks that have no pyramid are refused."""
-    pyramid = TimmPyramid(_timm_body(name), fpn_channels)
-    _check_maps(name, pyramid)
-    return pyramid
+def timm_pyramid(name: str, *, fpn_channels: int) -> Pyramid:
+    """The pyramid over the last four maps of the timm network that `name` names after "timm/", with random weights."""
+    body = _timm_body(name.removeprefix(TIMM_PREFIX))
+    pyramid = Pyramid(body, body.feature_info.channels(), body.feature_info.reduction(), fpn_channels)
+    if _are_halves(pyramid):
+        return pyramid
+    raise ModelError(
+        f"{name} cannot be a detector's backbone: its last {PYRAMID_MAPS} maps (strides {pyramid.strides}) "
+        "are no pyramid of exact halves. Take a network with four stages: a ResNet, ConvNeXt, EfficientNet or Swin."
+    )
+
+
+def pyramid_over(body: nn.Module, name: str, *, fpn_channels: int) -> Pyramid:
+    """The pyramid over all maps of a network that states its `channels` and `strides`; ModelError where it errs."""
+    missing = [word for word in ("channels", "strides") if not hasattr(body, word)]
+    if missing:
+        raise ModelError(
+            f"{name}: the network must state its {' and '.join(missing)}, one number a map, fine to coarse"
+        )
+    pyramid = Pyramid(body, body.channels, body.strides, fpn_channels)
+    if _are_halves(pyramid):
+        return pyramid
+    raise ModelError(
+        f"{name}: its maps must have the channels {pyramid.channels} and strides {pyramid.strides} that it states, "
+        "each stride twice the one before"
+    )
 
 
 def timm_normalization(name: str) -> tuple[list[float], list[float]]:
@@ -99,30 +120,28 @@ def _timm_body(name: str) -> nn.Module:
         ) from error
 
 
-def _check_maps(name: str, pyramid: TimmPyramid) -> None:
-    """Refuse bodies whose maps are not each half the one before, at exactly the stride they state."""
-    strides = pyramid.strides
-    halving = all(coarse == 2 * fine for fine, coarse in itertools.pairwise(strides))
+def _are_halves(pyramid: Pyramid) -> bool:
+    """Whether the body's maps have the channels and strides that are stated, and each is half the one before."""
+    channels, strides = pyramid.channels, pyramid.strides
+    if len(channels) != len(strides) or any(coarse != 2 * fine for fine, coarse in itertools.pairwise(strides)):
+        return False
     height, width = 4 * strides[-1], 6 * strides[-1]
-    if halving:
-        was_training = pyramid.training
-        pyramid.eval()
-        parameter = next(pyramid.parameters())
-        with torch.no_grad():
-            maps = pyramid.body_maps(torch.zeros(1, 3, height, width, device=parameter.device))
-        pyramid.train(was_training)
-        halving = all(m.shape[2:] == (height // s, width // s) for m, s in zip(maps, strides, strict=True))
-    if not halving:
-        raise ModelError(
-            f"{TIMM_PREFIX}{name} cannot be a detector's backbone: its last {PYRAMID_MAPS} maps (strides {strides}) "
-            "are no pyramid of exact halves. Take a network with four stages: a ResNet, ConvNeXt, EfficientNet or Swin."
-        )
+    was_training = pyramid.training
+    pyramid.eval()
+    parameter = next(pyramid.parameters())
+    with torch.no_grad():
+        maps = pyramid.body_maps(torch.zeros(1, 3, height, width, device=parameter.device))
+    pyramid.train(was_training)
+    stated = [(1, count, height // s, width // s) for count, s in zip(channels, strides, strict=True)]
+    return [tuple(m.shape) for m in maps] == stated
 
 
 def stage_ends(body: nn.Module) -> list[str]:
     """Names of the modules that end each stage of a body, first stage first; the last n stages can be trained alone."""
     if hasattr(body, "feature_info"):
         return [_module_in(body, name) for name in body.feature_info.module_name()]
+    if not isinstance(body, nn.ModuleDict):
+        raise ModelError("The stages of this network cannot be told apart: give no trainable_layers")
     if "layer1" in body:
         return ["bn1", "layer1", "layer2", "layer3", "layer4"]
     # MobileNetV3, as torchvision divides it: a stage starts at the first block and at every strided one; the last

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -18,42 +19,31 @@ from models.backbones import (
     IMAGENET_STD,
     TIMM_PREFIX,
     ModelError,
+    Pyramid,
     freeze_stages,
     frozen_norms,
+    pyramid_over,
     timm_normalization,
     timm_pyramid,
 )
 from models.precision import keep_boxes_in_full_precision
+from models.registry import Builder, find, known_models, naming_the_recipe, register, variant
 from models.roi_align import fix_pooling_scales, install_fast_roi_align
+from models.roi_heads import install_open_roi_heads
 from models.sampling import install_seeded_samplers
 
-__all__ = ["ModelError", "build", "known_models", "register", "resolve_architecture"]
-
-Builder = Callable[..., FasterRCNN]
-_BUILDERS: dict[str, Builder] = {}
+__all__ = [
+    "ModelError",
+    "backbone",
+    "build",
+    "known_models",
+    "register",
+    "resolve_architecture",
+    "variant",
+]
 
 ANCHOR_SIZES = [32, 64, 128, 256, 512]
 ASPECT_RATIOS = [0.5, 1.0, 2.0]
-
-
-def register(name: str) -> Callable[[Builder], Builder]:
-    """Make a builder known by name.
-
-    A builder takes keyword arguments only (`num_classes`, background included, and what else it likes: numbers,
-    strings, lists, None) and returns a Faster R-CNN with random weights. Its defaults are read from its signature.
-    A name that ends in "/" is a family: its builder is given the whole name first.
-    """
-
-    def add(builder: Builder) -> Builder:
-        _BUILDERS[name] = builder
-        return builder
-
-    return add
-
-
-def known_models() -> tuple[str, ...]:
-    """Names of the models that can be built; NAME stands for any name of that family."""
-    return tuple(f"{name}NAME" if name.endswith("/") else name for name in _BUILDERS)
 
 
 def resolve_architecture(name: str, *, num_classes: int, **options: Any) -> dict:
@@ -61,13 +51,13 @@ def resolve_architecture(name: str, *, num_classes: int, **options: Any) -> dict
 
     num_classes counts the background too.
     """
-    builder = _find(name)
-    defaults = {key: p.default for key, p in _keywords(builder).items() if p.default is not p.empty}
+    found = find(name)
+    defaults = {key: p.default for key, p in _keywords(found.builder).items() if p.default is not p.empty}
     given = {key: value for key, value in options.items() if value is not None}
-    _check_keywords(name, builder, {**given, "num_classes": num_classes})
+    _check_keywords(found.base, found.builder, {**given, "num_classes": num_classes})
     kwargs = {"num_classes": num_classes, **defaults, **given}
-    if name.startswith(TIMM_PREFIX) and None in (kwargs["image_mean"], kwargs["image_std"]):
-        mean, std = timm_normalization(name.removeprefix(TIMM_PREFIX))
+    if found.base.startswith(TIMM_PREFIX) and None in (kwargs["image_mean"], kwargs["image_std"]):
+        mean, std = timm_normalization(found.base.removeprefix(TIMM_PREFIX))
         kwargs["image_mean"], kwargs["image_std"] = kwargs["image_mean"] or mean, kwargs["image_std"] or std
     try:
         return json.loads(json.dumps({"builder": name, "kwargs": kwargs}))
@@ -83,26 +73,19 @@ def build(architecture: dict, *, fast_roi_align: bool = True) -> FasterRCNN:
     """
     if not isinstance(architecture, dict) or set(architecture) != {"builder", "kwargs"}:
         raise ModelError(f"An architecture has the keys 'builder' and 'kwargs', and no others: {architecture!r}")
-    name, kwargs = architecture["builder"], architecture["kwargs"]
-    builder = _find(name)
-    _check_keywords(name, builder, kwargs)
-    model = builder(**kwargs)
+    if not isinstance(architecture["builder"], str):
+        raise ModelError(f"An architecture's builder is a model's name, not {architecture['builder']!r}")
+    found, kwargs = find(architecture["builder"]), architecture["kwargs"]
+    _check_keywords(found.base, found.builder, kwargs)
+    model = found.builder(**kwargs)
+    install_open_roi_heads(model)
+    for change in found.changes:  # before what every model gets, so that what a change puts in gets it too
+        change(model)
     keep_boxes_in_full_precision(model)
     install_seeded_samplers(model)
     if fast_roi_align:
         install_fast_roi_align(model)
     return model
-
-
-def _find(name: str) -> Builder:
-    family = f"{name.partition('/')[0]}/"
-    if family in _BUILDERS:
-        return partial(_BUILDERS[family], name)
-    if name in _BUILDERS:
-        return _BUILDERS[name]
-    near = difflib.get_close_matches(name, _BUILDERS, n=3, cutoff=0.4)
-    hint = f"near it: {', '.join(near)}; " if near else ""
-    raise ModelError(f"There is no model named {name!r} ({hint}known: {', '.join(known_models())})")
 
 
 def _keywords(builder: Builder) -> dict[str, inspect.Parameter]:
@@ -123,6 +106,25 @@ def _check_keywords(name: str, builder: Builder, kwargs: dict) -> None:
     missing = [key for key, parameter in known.items() if parameter.default is parameter.empty and key not in kwargs]
     if missing:
         raise ModelError(f"{name} needs {', '.join(missing)}")
+
+
+def backbone(name: str) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Module]]:
+    """Make a Faster R-CNN known by name whose backbone the decorated function (or class) makes.
+
+    The network takes images (N, 3, H, W) and gives a list of maps (N, channels, H / stride, W / stride), fine to
+    coarse, each half the one before; its `channels` and `strides` state theirs. Options are those of timm's models.
+    """
+
+    def add(make_body: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+        def make_pyramid(name: str, *, fpn_channels: int) -> Pyramid:
+            with naming_the_recipe(name):
+                return pyramid_over(make_body(), name, fpn_channels=fpn_channels)
+
+        by_default = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
+        register(name)(partial(_pyramid_detector, make_pyramid, name, **by_default))
+        return make_body
+
+    return add
 
 
 def _torchvision_detector(
@@ -174,7 +176,8 @@ def _torchvision_detector(
     return model
 
 
-def _timm_detector(
+def _pyramid_detector(
+    make_pyramid: Callable[..., Pyramid],
     name: str,
     /,
     *,
@@ -194,9 +197,9 @@ def _timm_detector(
     image_mean: list[float] | None = None,
     image_std: list[float] | None = None,
 ) -> FasterRCNN:
-    """torchvision's Faster R-CNN over a feature pyramid on the timm network that `name` names after "timm/".
+    """torchvision's Faster R-CNN over the feature pyramid that `make_pyramid(name, fpn_channels=…)` gives.
 
-    Options as in torchvision's models; trainable_layers counts the four stages from the last, None trains all.
+    Options as in torchvision's models; trainable_layers counts the body's stages from the last, None trains all.
     """
     _check_norm(norm)
     keywords = _detector_keywords(
@@ -209,18 +212,18 @@ def _timm_detector(
         detections,
         multi_scale=multi_scale,
     )
-    backbone = timm_pyramid(name.removeprefix(TIMM_PREFIX), fpn_channels=fpn_channels)
-    levels = len(backbone.strides)
+    pyramid = make_pyramid(name, fpn_channels=fpn_channels)
+    levels = len(pyramid.strides)
     pool = MultiScaleRoIAlign([str(level) for level in range(levels)], output_size=7, sampling_ratio=2)
-    fix_pooling_scales(pool, backbone.strides)
-    model = FasterRCNN(backbone, box_roi_pool=pool, image_mean=image_mean, image_std=image_std, **keywords)
+    fix_pooling_scales(pool, pyramid.strides)
+    model = FasterRCNN(pyramid, box_roi_pool=pool, image_mean=image_mean, image_std=image_std, **keywords)
     _set_anchors(model, anchor_sizes, aspect_ratios, levels=levels + 1)
     if norm == "frozen":
         from timm.layers import freeze_batch_norm_2d
 
-        backbone.body = freeze_batch_norm_2d(backbone.body)
+        pyramid.body = freeze_batch_norm_2d(pyramid.body)
     if trainable_layers is not None:
-        freeze_stages(backbone.body, trainable_layers)
+        freeze_stages(pyramid.body, trainable_layers)
     return model
 
 
@@ -292,4 +295,4 @@ for _name, _defaults in {
     | {"image_min_size": 320, "image_max_size": 640, "proposals": [2000, 150]},
 }.items():
     register(_name)(partial(_torchvision_detector, _name, **_defaults))
-register(TIMM_PREFIX)(_timm_detector)
+register(TIMM_PREFIX)(partial(_pyramid_detector, timm_pyramid))

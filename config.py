@@ -353,12 +353,15 @@ def _explained(error: Exception) -> int:
     if isinstance(code, int):
         print(f"{'' if code > 128 else 'error: '}{error}", file=sys.stderr)  # above 128: stopped by a signal
         return code
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    print(f"internal error: {type(error).__name__}: {error}", file=sys.stderr)
-    print(
-        f"  at {place.filename}:{place.lineno} in {place.name}. Please report this, with the line above.",
-        file=sys.stderr,
-    )
+    places = traceback.extract_tb(error.__traceback__)
+    # The last line of this repository on the way tells more than torch's under it; in recipes/ it is the user's own.
+    root = Path(__file__).resolve().parent
+    here = [place for place in places if root in Path(place.filename).parents and "site-packages" not in place.filename]
+    place = (here or places)[-1]
+    is_own = Path(place.filename).parent == root / "recipes"
+    print(f"{'error' if is_own else 'internal error'}: {type(error).__name__}: {error}", file=sys.stderr)
+    then = "TRACEBACK=1 shows the whole way there" if is_own else "Please report this, with the line above"
+    print(f"  at {place.filename}:{place.lineno} in {place.name}. {then}.", file=sys.stderr)
     if os.environ.get("TRACEBACK"):
         traceback.print_exception(error)
     return 70

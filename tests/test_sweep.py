@@ -137,14 +137,14 @@ def test_the_shell_loop_passes_a_signal_on_and_goes_on_when_it_is_started_again(
 
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         loop = start()
-        while "step" not in loop.stderr.readline():
-            assert loop.poll() is None
+        while "validated" not in (said := loop.stderr.readline()):
+            assert said, loop.wait()
         send = os.killpg if number == signal.SIGINT else os.kill  # as a terminal does, and as a cluster may
         send(loop.pid, number)
         out, errors = loop.communicate(timeout=120)
         assert (loop.returncode, out) == (code, "")
         assert "stopped in lr0.001-flip-seed0; the same line goes on from there" in errors
-    loop = start("--max-steps", "400")
+    loop = start("--max-steps", "60")
     out, errors = loop.communicate(timeout=500)
     assert loop.returncode == 1
     assert errors.count("failed: lr0.001-nosuch-seed") == 2

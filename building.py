@@ -8,6 +8,7 @@ import torch
 
 import config as options
 import engine
+import fetching
 import workspace
 from config import TrainConfig
 from models import checkpoint as checkpoints
@@ -81,7 +82,7 @@ def checkpoint_named(word: str, store: Store, experiment: str) -> dict[str, Any]
     with tempfile.TemporaryDirectory(prefix="weights-") as folder:
         to = Path(folder) / "checkpoint.pth"
         try:
-            path, _ = workspace.fetch(store, word, "best", "val/AP", to, experiment if is_best else None)
+            path, _ = fetching.fetch(store, word, "best", "val/AP", to, experiment if is_best else None)
         except RunUnknown as error:
             message = f"--weights {word} is none of coco, backbone and none, no file, and no run: {error}"
             raise options.ConfigError(message) from error

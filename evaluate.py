@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import config as options
+import fetching
 import workspace
 from config import TrainConfig
 from models import record
@@ -46,7 +47,7 @@ class EvaluateConfig:
     """Do not write an evaluation run to MLflow."""
 
     def __post_init__(self):
-        workspace.require_one_source(self)
+        fetching.require_one_source(self)
         if self.workers is not None and self.workers < 0:
             raise options.ConfigError(f"--workers must not be negative, not {self.workers}")
         if self.batch_size is not None and self.batch_size < 1:
@@ -98,8 +99,8 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     if config.output is not None:
         workspace.require_writable(config.output)
     store = store_for(config)
-    with workspace.checkpoint_file(store, config) as path:
-        model, checkpoint = workspace.load_detector(path)
+    with fetching.checkpoint_file(store, config) as path:
+        model, checkpoint = fetching.load_detector(path)
         # The evaluation of a weights-only file is one of the checkpoint that it was taken from.
         entry = record.inspect(path).entry
         sha256 = entry.get("weights_of") or entry.get("sha256") or record.file_sha256(path)
@@ -110,7 +111,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     data = open_data(where).with_classes_in_order(checkpoint["classes"])
     say("\n".join(data.describe()))
     records = data.records(config.split)
-    workspace.require_same_classes(checkpoint, data.classes)
+    fetching.require_same_classes(checkpoint, data.classes)
     say_if_changed(checkpoint, data, config)
     settings = checkpoint.get("evaluation") or {}
     device = engine.choose_device(config.device)
@@ -157,7 +158,7 @@ def store_for(config: EvaluateConfig) -> Any:
     if config.run is None and config.no_log:
         return None
     try:
-        return workspace.store_of(config.run) if config.run else open_store(workspace.ROOT)
+        return fetching.store_of(config.run) if config.run else open_store(workspace.ROOT)
     except StoreError as error:
         hint = "" if config.run else "\nOr score without logging: --no-log"
         raise StoreError(f"{error}{hint}") from error

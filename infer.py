@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import config as options
+import fetching
 import formats
 import workspace
 from progress import Progress, say
@@ -47,7 +48,7 @@ class InferConfig:
     def __post_init__(self):
         if not self.sources:
             raise options.ConfigError("Give images, videos, folders or patterns: python infer.py SOURCE …")
-        workspace.require_one_source(self)
+        fetching.require_one_source(self)
         if not 0 <= self.score_threshold <= 1:
             raise options.ConfigError(f"--score-threshold must be in 0..1, not {self.score_threshold}")
         for name in ("batch_size", "frame_stride"):
@@ -74,9 +75,9 @@ def start(config: InferConfig) -> tuple[list[str], Iterator[dict[str, Any]]]:
         contextlib.nullcontext() if config.output is None else Drawings(config.output, files, config.frame_stride)
     )
     device = engine.choose_device(config.device)
-    store = workspace.store_of(config.run) if config.run else None
-    with workspace.checkpoint_file(store, config) as path:
-        model, checkpoint = workspace.load_detector(path)
+    store = fetching.store_of(config.run) if config.run else None
+    with fetching.checkpoint_file(store, config) as path:
+        model, checkpoint = fetching.load_detector(path)
     where = f" ({config.checkpoint})" if config.checkpoint else ""
     say(f"detecting with {workspace.introduce(checkpoint)}{where}")
     least = checkpoint["architecture"]["kwargs"].get("score_threshold", 0)

@@ -66,11 +66,11 @@ def best_key(best: dict[str, Any]) -> str:
 class LiveRun:
     """A context manager: leaving it ends the run truthfully (FINISHED, KILLED or FAILED) and delivers the rest."""
 
-    def __init__(self, store: Any, info: RunInfo, *, publish: str, resumed: bool):
+    def __init__(self, store: Any, info: RunInfo, *, publish: str, resumed: bool, position: dict[str, Any]):
         self.store, self.info, self.how_to_publish, self.resumed = store, info, publish, resumed
         self.folder = RunFolder(info.run_id)
         self.stack = ExitStack()
-        self.position: dict[str, Any] = {}
+        self.position = dict(position)  # epoch, step and best
         self.state_written = 0.0
 
     def __enter__(self) -> "LiveRun":
@@ -104,14 +104,13 @@ class LiveRun:
         before = self.folder.state()
         if self.resumed:
             before = before or last_word(self.store.run(info.run_id).tags)
-            self.position = {key: before.get(key) for key in ("epoch", "step", "best")}  # until the first step
         self.pace = Pace(
             total_steps=info.total_steps,
             steps_per_epoch=info.steps_per_epoch,
             seconds_before=before.get("seconds", 0.0),
         )
         self.folder.update(
-            **info.in_checkpoint() | workspace.whoami() | self.times(),
+            **info.in_checkpoint() | workspace.whoami() | self.position | self.times(),
             **{
                 "total_steps": info.total_steps,
                 "state": "running",

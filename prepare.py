@@ -9,6 +9,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import config as options
 import engine
+import fetching
 import metrics
 import resuming
 import workspace
@@ -104,7 +105,7 @@ def prepare(start: Start) -> Job:
     position = Position()
     if run_id:
         saved = resuming.resumable_checkpoint(store, run_id)
-        workspace.require_same_classes(saved, data.classes)
+        fetching.require_same_classes(saved, data.classes)
         require_same_steps(saved, plan)
         position = resuming.restore(saved, model, optimizer, schedule, scaler, average)
         notes += resuming.differences(saved, data, code, threads=torch.get_num_threads())

@@ -20,7 +20,6 @@ UNTRACKED = ("resume", "tag", "strict", "dry_run")  # options that say nothing o
 def log_beginning(run: LiveRun, job: Job) -> None:
     """Parameters, code, environment, command line and data, into the run's journal."""
     tracked = run.tracked
-    run.at(epoch=job.position.epoch, step=job.position.step, best=job.position.best)
     run.describe("training")
     if job.resumed:
         step = job.position.step

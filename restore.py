@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import config as options
+import fetching
 import publishing
 import workspace
 from models import record
@@ -82,8 +83,8 @@ def main(config: RestoreConfig) -> Path | str:
 
 def register(config: RestoreConfig) -> str:
     """Make the checkpoint a version of a registered model (once) and set the alias on it."""
-    store = workspace.store_of(config.run)
-    stored = workspace.choose(store, config.run, config.which, config.metric, config.experiment)
+    store = fetching.store_of(config.run)
+    stored = fetching.choose(store, config.run, config.which, config.metric, config.experiment)
     if not store.holds(stored):
         message = f"The file of {stored.name} of run {stored.run_id} is gone from the store"
         raise workspace.WorkspaceError(f"{message}. Choose another: --which last", exit_code=3)
@@ -94,9 +95,9 @@ def register(config: RestoreConfig) -> str:
 
 def from_store(config: RestoreConfig, partial: Path) -> tuple[str, dict[str, Any], Any]:
     """Fetch a RUN's checkpoint into `partial`; what it is, its record's entry, and the store."""
-    store = workspace.store_of(config.run)
+    store = fetching.store_of(config.run)
     workspace.end_dead_runs(store)
-    _, stored = workspace.fetch(store, config.run, config.which, config.metric, partial, config.experiment)
+    _, stored = fetching.fetch(store, config.run, config.which, config.metric, partial, config.experiment)
     verdict = record.inspect(partial)  # it has no record: its own content is judged
     if verdict.state != "ready":
         raise record.CheckpointError(f"{stored.name} of run {stored.run_id}: {verdict.detail}", verdict.exit_code)
@@ -116,7 +117,7 @@ def from_file(config: RestoreConfig, partial: Path) -> tuple[str, dict[str, Any]
     if record.says_what_it_is(content):
         if config.model or config.classes:
             raise options.ConfigError(f"{config.file} names its own model and classes: leave out --model and --classes")
-        workspace.build_as_said(content, config.file)
+        fetching.build_as_said(content, config.file)
         shutil.copyfile(config.file, partial)
         sha256 = record.file_sha256(partial)
     else:

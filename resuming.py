@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import config as options
+import fetching
 import workspace
 from config import TrainConfig
 from models.record import CheckpointError
@@ -92,7 +93,7 @@ class Position:
 def run_id_of(store: Store, word: str, experiment: str) -> str:
     """The run that --resume or --from-run names; `best` is that of the --experiment, others may be in any."""
     best_in = experiment if word == workspace.BEST else None
-    return workspace.local_run(word) or workspace.run_named(store, word, best_in).run_id
+    return workspace.local_run(word) or fetching.run_named(store, word, best_in).run_id
 
 
 def run_to_resume(store: Store, config: TrainConfig) -> str | None:
@@ -101,7 +102,7 @@ def run_to_resume(store: Store, config: TrainConfig) -> str | None:
         return None
     if config.resume != "auto":
         run_id = run_id_of(store, config.resume, config.experiment)
-        with workspace.naming_its_store(run_id, store.uri):  # a run that another store has is not continued in this one
+        with fetching.naming_its_store(run_id, store.uri):  # a run that another store has is not continued in this one
             require_idle(store, store.run(run_id))
         return run_id
     for run in store.runs_named(config.run_name, config.experiment):
@@ -173,7 +174,7 @@ def resumable_checkpoint(store: Store, run_id: str) -> dict[str, Any]:
     except CheckpointError as error:
         say(f"{error}; the last checkpoint in MLflow is used instead")
     with tempfile.TemporaryDirectory(prefix="resume-") as folder:
-        path, _ = workspace.fetch(store, run_id, "last", "", Path(folder) / "checkpoint.pth")
+        path, _ = fetching.fetch(store, run_id, "last", "", Path(folder) / "checkpoint.pth")
         return checkpoints.load(path)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import config as options
+import fetching
 import workspace
 from config import TrainConfig
 from progress import Progress, say
@@ -57,7 +58,8 @@ def train(config: TrainConfig) -> str:
         return already_finished(start)
     recovery = RecoveryClock(config.checkpoint_every)
 
-    live = LiveRun(job.store, job.info, publish=config.publish, resumed=job.resumed)
+    begins_at = {"epoch": position.epoch, "step": position.step, "best": position.best}
+    live = LiveRun(job.store, job.info, publish=config.publish, resumed=job.resumed, position=begins_at)
     with stop_on_signals() as stop, live as run, named_loss(run, job):
         log_beginning(run, job)
         say_where(job, run.pages)
@@ -291,7 +293,7 @@ def configuration(run: str, experiment: str = TrainConfig.experiment) -> TrainCo
     """The configuration of a RUN, to repeat or vary it: train.main(replace(train.configuration(RUN), lr=0.01))."""
     import resuming
 
-    return resuming.configuration(workspace.store_of(run), run, experiment)
+    return resuming.configuration(fetching.store_of(run), run, experiment)
 
 
 def read() -> TrainConfig:
@@ -308,7 +310,7 @@ def read() -> TrainConfig:
     import resuming
 
     local = workspace.local_run(asked.resume)
-    store = None if local else workspace.store_of(asked.resume)
+    store = None if local else fetching.store_of(asked.resume)
     stored = resuming.stored_config(store, local or resuming.run_id_of(store, asked.resume, asked.experiment))
     return options.parse(TrainConfig, default=replace(stored, resume=None, strict=False, dry_run=False))
 

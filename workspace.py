@@ -1,4 +1,4 @@
-"""Joins the nouns for the scripts: run folders and who is alive in them, a RUN → a verified file, publishing.
+"""The repository as a place of work: its run folders and who is alive in them.
 
 Imports neither torch nor mlflow, so that status.py answers at once; what needs the store receives it.
 """
@@ -11,17 +11,14 @@ import os
 import shlex
 import socket
 import struct
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import TrainConfig
 from models import record
 from progress import say
-from tracking.connection import store_uri
 from tracking.errors import RunUnknown, StoreError
 from tracking.journal import Journal
 
@@ -175,91 +172,6 @@ def local_run(word: str) -> str | None:
     return named[0] if len(named) == 1 else None
 
 
-def select(checkpoints: list[Any], which: str, metric: str, run_id: str) -> Any:
-    """The stored checkpoint of a run that `which` (best, last, an epoch's number or a checkpoint's name) names."""
-    known = ", ".join(one.name for one in checkpoints)
-    if not checkpoints:
-        raise WorkspaceError(f"Run {run_id} has no checkpoint in the store (yet). See: python status.py")
-    if which == "last":
-        return checkpoints[-1]
-    if which == "best":
-        scored = [one for one in checkpoints if metric in one.metrics]
-        if not scored:
-            metrics = sorted({name for one in checkpoints for name in one.metrics})
-            raise WorkspaceError(
-                f"No checkpoint of run {run_id} has {metric!r}; it has: {', '.join(metrics) or 'none'}"
-            )
-        return max(scored, key=lambda one: one.metrics[metric])  # the earliest of equals
-    name = f"epoch-{int(which):03d}" if which.isdecimal() else which
-    matching = [one for one in checkpoints if one.name == name]
-    if not matching:
-        raise WorkspaceError(
-            f"Run {run_id} has no checkpoint {which!r}: best, last or an epoch's number; it has {known}"
-        )
-    return matching[-1]
-
-
-def store_of(word: str) -> Any:
-    """The store to look for a RUN in; RunUnknown where there is none."""
-    from tracking.store import open_store
-
-    with naming_its_store(word, store_uri(ROOT)):
-        return open_store(ROOT, must_exist=True)
-
-
-def run_named(store: Any, word: str, experiment: str | None = None, metric: str = "val/AP") -> Any:
-    """The run, and of models:/NAME@ALIAS the checkpoint, that a RUN names; within an experiment where that is given.
-
-    `best` is that of one experiment in any case, by the metric.
-    """
-    if word == BEST:
-        for folder in run_folders():
-            deliver_if_idle(store, folder)
-        return store.best_run(experiment or TrainConfig.experiment, metric)
-    with naming_its_store(word, store.uri):
-        return store.find(word, experiment)
-
-
-@contextlib.contextmanager
-def naming_its_store(word: str, uri: str) -> Iterator[None]:
-    """Of a run that was trained here, RunUnknown says where it is."""
-    try:
-        yield
-    except RunUnknown as error:
-        folder = RunFolder(local_run(word) or "")
-        elsewhere = folder.state().get("tracking_uri")
-        if elsewhere is None:
-            raise
-        message = f"The tracking store {uri} does not know run {folder.run_id}, which was trained here"
-        if elsewhere != uri:
-            message += f" into another store. Name that before the command: MLFLOW_TRACKING_URI={elsewhere} python …"
-        elif folder.last.exists():
-            message += f". Its last state is at hand: python restore.py --file {folder.last}"
-        raise RunUnknown(message) from error
-
-
-def choose(store: Any, word: str, which: str, metric: str, experiment: str | None = None) -> Any:
-    """What the store knows of a RUN's checkpoint.
-
-    models:/NAME@ALIAS names a checkpoint itself; of any other RUN, `which` and `metric` choose one.
-    """
-    named = run_named(store, word, experiment, metric)
-    deliver_if_idle(store, RunFolder(named.run_id))
-    known = store.checkpoints(named.run_id)
-    run = None if known else store.run(named.run_id)
-    if run and run.is_evaluation:
-        source = run.tags.get("source_run_id")
-        raise WorkspaceError(f"{word} is the evaluation of run {source}, it has no checkpoint itself")
-    registered = [one for one in known if one.model_id == named.model_id]
-    return registered[0] if registered else select(known, which, metric, named.run_id)
-
-
-def fetch(store: Any, word: str, which: str, metric: str, to: Path, experiment: str | None = None) -> tuple[Path, Any]:
-    """Download a RUN's checkpoint as file `to`, verified by its sha256; and what the store knows of it."""
-    stored = choose(store, word, which, metric, experiment)
-    return store.download(stored, to), stored
-
-
 def deliver_if_idle(store: Any, folder: RunFolder) -> None:
     """Send what a run of this machine left unsent, when it is this store's and nobody trains it."""
     if folder.state().get("tracking_uri") == store.uri and not folder.is_alive():
@@ -332,71 +244,3 @@ def introduce(entry: dict[str, Any]) -> str:
     if "val/AP" in (entry.get("metrics") or {}):
         parts.append(f"val/AP {entry['metrics']['val/AP']:.4f}")
     return ", ".join(parts)
-
-
-def require_one_source(config: Any) -> None:
-    """WorkspaceError when --run, --checkpoint, --which and --metric do not name one checkpoint together."""
-    if config.run is not None and config.checkpoint is not None:
-        raise WorkspaceError("--run and --checkpoint both name a checkpoint: choose one")
-    if config.run is None and (config.which, config.metric, config.experiment) != ("best", "val/AP", None):
-        raise WorkspaceError("--which, --metric and --experiment choose among runs and checkpoints: give --run")
-
-
-@contextlib.contextmanager
-def checkpoint_file(store: Any, config: Any) -> Iterator[Path]:
-    """The local file that --run, --checkpoint or neither names; a RUN's is fetched, verified and removed after use."""
-    if config.run is None:
-        yield usable(config.checkpoint or PUBLISHED)
-        return
-    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
-        to = Path(folder) / "checkpoint.pth"
-        yield fetch(store, config.run, config.which, config.metric, to, config.experiment)[0]
-
-
-def usable(path: Path) -> Path:
-    """`path`, or CheckpointError with its state and the command that mends it."""
-    verdict = record.inspect(path)
-    if verdict.state != "ready":
-        mend = "Restore one: python restore.py RUN (python status.py names the runs)"
-        code = 2 if verdict.state == "absent" else verdict.exit_code
-        raise record.CheckpointError(f"{path} is {verdict.state}: {verdict.detail}. {mend}", code)
-    return path
-
-
-def load_detector(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The model of a checkpoint with its weights, on the CPU, and the checkpoint's other content."""
-    from models import checkpoint
-
-    content = checkpoint.load(path)
-    if not record.says_what_it_is(content):
-        mend = f"It is not from here; make it a whole file: python restore.py --file {path}"
-        message = f"{path} does not say its architecture and classes. {mend}"
-        raise record.CheckpointError(message, exit_code=4)
-    return build_as_said(content, path), content
-
-
-def build_as_said(content: dict[str, Any], path: Path) -> Any:
-    """The model of the architecture that a checkpoint names, with its weights; CheckpointError where they differ."""
-    from models import detector
-
-    try:
-        model = detector.build(content["architecture"])
-        model.load_state_dict(content["model_state_dict"])
-    except detector.ModelError as error:
-        run = f" of run {content['run_id']}" if content.get("run_id") else ""
-        raise record.CheckpointError(f"The model in {path}{run} cannot be built here: {error}", exit_code=4) from error
-    except RuntimeError as error:  # torch lists every key that differs
-        message = f"{path}: its tensors contradict its own architecture: {' '.join(str(error).split())[:300]}"
-        raise record.CheckpointError(message, exit_code=4) from error
-    return model
-
-
-def require_same_classes(content: dict[str, Any], classes: tuple[str, ...]) -> None:
-    """A checkpoint and a dataset fit when their class names are the same, in order."""
-    known = list(content["classes"])
-    if known != list(classes):
-        order = "in another order: " if sorted(known) == sorted(classes) else ""
-        known = [name for name in known if name != record.NO_CLASS]
-        message = f"The checkpoint has {len(known)} classes {known}, the dataset {order}{len(classes)} {list(classes)}"
-        transfer = "To carry its weights over by name, train: python train.py --weights CHECKPOINT --data …"
-        raise WorkspaceError(f"{message}. {transfer}", exit_code=4)

@@ -15,7 +15,7 @@ LAYERS = (
     ("evaluate", "infer", "restore", "status", "provenance", "rehearsal", "report"),
     ("prepare",),
     ("live_run", "resuming", "building", "sources"),
-    ("publishing", "description", "series"),
+    ("publishing", "description", "series", "fetching"),
     ("workspace",),
     ("config", "engine", "metrics", "figures", "formats", "tracking", "models", "data"),
     ("progress", "pace"),

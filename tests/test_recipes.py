@@ -12,6 +12,7 @@ import torch
 
 import config as options
 import evaluate
+import fetching
 import infer
 import restore
 import train
@@ -62,7 +63,7 @@ def test_both_recipes_train_restore_resume_infer_and_evaluate(home, small, coco_
     whole = train.main(config)
     run_id = train.main(replace(config, max_steps=3))
     restored = restore.main(RestoreConfig(run=run_id))
-    assert workspace.load_detector(restored)[1]["architecture"]["builder"] == model
+    assert fetching.load_detector(restored)[1]["architecture"]["builder"] == model
     assert train.main(replace(config, resume=run_id, max_steps=8)) == run_id
     resumed, expected = last_checkpoint(run_id), last_checkpoint(whole)
     assert equal(resumed["model_state_dict"], expected["model_state_dict"])

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import workspace
+import fetching
 from tracking import ask, peek
 from tracking.journal import Journal
 from tracking.run import TrackedRun, metric_name
@@ -355,7 +355,7 @@ def test_a_registered_checkpoint_is_found_by_its_alias(store, started):
     queue_checkpoint(started, 1, b"better weights", {"val/AP": 0.5})
     sync(started.folder, store)
     for word, name in ((uri, "epoch-000"), (started.run_id, "epoch-001")):
-        path, fetched = workspace.fetch(store, word, "best", "val/AP", store.root / "fetched.pth")
+        path, fetched = fetching.fetch(store, word, "best", "val/AP", store.root / "fetched.pth")
         assert (fetched.name, path.read_bytes() == b"weights") == (name, name == "epoch-000")
     with pytest.raises(RunUnknown, match="champion"):
         store.find("models:/blood-cells@loser")

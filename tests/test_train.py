@@ -10,6 +10,7 @@ import torch
 
 import engine
 import evaluate
+import fetching
 import publishing
 import status
 import train
@@ -163,7 +164,7 @@ def test_each_step_has_one_epoch_and_an_unscored_checkpoint_no_score(home, small
     assert len(steps) == len(set(steps))
     scored = {one.name: "val/AP" in one.metrics for one in store.checkpoints(run_id)}
     assert scored == {"epoch-000": False, "epoch-001": False, "epoch-002": True}
-    path, _ = workspace.fetch(store, run_id, "1", "val/AP", home / "one.pth")
+    path, _ = fetching.fetch(store, run_id, "1", "val/AP", home / "one.pth")
     assert load(path)["metrics"] == {}
 
 

@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import fetching
 import publishing
 import workspace
+from fetching import select
 from models import record
 from models.checkpoint import save
 from publishing import move_aside, publish
 from tracking.records import StoredCheckpoint
-from workspace import RunFolder, WorkspaceError, select
+from workspace import RunFolder, WorkspaceError
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLDER = """
@@ -387,15 +389,15 @@ def test_an_unusable_checkpoint_says_its_state_and_the_command_that_mends_it(tmp
         if prepare:
             prepare()
         with pytest.raises(record.CheckpointError, match=rf"is {state}: .*restore.py") as caught:
-            workspace.usable(path)
+            fetching.usable(path)
         assert caught.value.exit_code == exit_code
 
 
 def test_classes_must_be_the_same_in_order():
-    workspace.require_same_classes({"classes": ["a", "b"]}, ("a", "b"))
+    fetching.require_same_classes({"classes": ["a", "b"]}, ("a", "b"))
     for other in (("b", "a"), ("a", "b", "c")):
         with pytest.raises(WorkspaceError, match="--weights") as caught:
-            workspace.require_same_classes({"classes": ["a", "b"]}, other)
+            fetching.require_same_classes({"classes": ["a", "b"]}, other)
         assert caught.value.exit_code == 4
     assert "has 2 classes ['a', 'b'], the dataset 3 ['a', 'b', 'c']" in str(caught.value)
 

@@ -27,6 +27,7 @@ for lr in ${LRS:-0.0025 0.005 0.01}; do
             python "$here/train.py" --experiment "$experiment" --publish never "$@" --resume auto \
                 --group "$group" --run-name "$group-seed$seed" --lr "$lr" --augmentation "$augmentation" --seed "$seed" &
             training=$!
+            [ -z "$stopped" ] || kill -s TERM "$training" # it came before there was a process to pass it on to
             while wait "$training"; code=$?; kill -0 "$training" 2>/dev/null; do :; done # a signal ends the waiting only
             training=""
             case $code in 130 | 138 | 143) stopped=$code ;; esac # train.py may have been sent the signal itself

@@ -202,7 +202,9 @@ GENERATED = {
 
 def resolved(config: TrainConfig, *, cores: int) -> tuple[TrainConfig, dict[str, Any]]:
     """The configuration with every default filled in that does not need the data, and those defaults by name."""
-    recipe = GENERATED if config.data == "generated" else {}
+    recipe = dict(GENERATED) if config.data == "generated" else {}
+    if base_model(config.model or "").startswith("fasterrcnn_"):  # these have anchors and a pyramid of their own
+        recipe = {name: value for name, value in recipe.items() if name not in ("anchor_sizes", "fpn_channels")}
 
     def pick(name: str, default: Any) -> Any:
         given = getattr(config, name)

@@ -60,6 +60,12 @@ def test_milestones_follow_the_epochs_and_belong_to_multistep():
     assert default("milestones", schedule="cosine") is None
 
 
+@pytest.mark.parametrize("model", ["fasterrcnn_mobilenet_v3_large_320_fpn", "recipes.new_loss/fasterrcnn_resnet50_fpn"])
+def test_torchvisions_models_keep_their_own_anchors_and_pyramid_on_generated_data(model):
+    config = resolved(TrainConfig(model=model), cores=2)[0]
+    assert (config.anchor_sizes, config.fpn_channels, config.image_min_size) == (None, None, 128)
+
+
 def test_generated_data_have_a_recipe_of_their_own_that_flags_override():
     config, chosen = resolved(TrainConfig(epochs=3, lr=0.01), cores=8)
     assert (config.model, config.weights, config.epochs, config.lr) == ("timm/resnet10t", "none", 3, 0.01)

@@ -9,6 +9,7 @@ import numpy as np
 LEGIBLE = 400  # pixels on the longer side: below it a drawn word cannot be read
 PADDING = 3  # pixels around a label's text
 TITLE_PIXELS, GAP_PIXELS = 28, 8
+LONGEST_LABEL = 22  # characters beside a picture's curves
 WHITE = 255
 
 History = Mapping[str, Sequence[tuple[int, float]]]  # (step, value) by metric
@@ -67,7 +68,7 @@ def write(picture: np.ndarray, path: Path) -> None:
     """A picture (H, W, 3) uint8 RGB as a file, in the format of the path's suffix."""
     from PIL import Image
 
-    Image.fromarray(picture).save(path)
+    Image.fromarray(picture).save(path, compress_level=1)  # of PNG: a tenth of the time, a fifth more bytes
 
 
 def _title(text: str, width: int) -> np.ndarray:
@@ -104,9 +105,20 @@ def ap_curves(
         for key in filter(history.get, names):
             steps, values = zip(*history[key], strict=True)
             style = {"linestyle": "--"} if key in by_class else {"linewidth": 2.5}
-            axes.plot(steps, values, label=names[key], marker="o", markersize=4, **style)
+            axes.plot(
+                steps,
+                values,
+                label=_short(names[key]),
+                marker="o",
+                markersize=4,
+                **style,
+            )
         axes.axvline(best_step, color="grey", linewidth=1, linestyle=":", label="best checkpoint")
         axes.set_ylim(0, 1)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…"
 
 
 class _axes:
@@ -116,8 +128,8 @@ class _axes:
         from matplotlib.figure import Figure
 
         self.path = path
-        self.figure = Figure(figsize=(9, 5), layout="constrained")
-        self.axes = self.figure.subplots()
+        self.figure = Figure(figsize=(9, 5))
+        self.axes = self.figure.add_axes((0.07, 0.1, 0.72, 0.87))  # matplotlib's own layout draws everything twice
         self.axes.set(xlabel=x, ylabel=y)
         self.axes.grid(alpha=0.3)
 

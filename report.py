@@ -20,6 +20,7 @@ from tracking.view import SAMPLE_PICTURES
 
 SHOWN_SCORE = 0.5
 LONGEST_SIDE = 640  # pixels of a sample picture
+MOST_CLASSES = 16  # that one picture has curves for: the weakest
 OVERALL = ("val/AP", "val/AP50", "val/AP75")
 
 
@@ -46,7 +47,8 @@ def log_validation(run: LiveRun, job: Job, scored: Any, *, improved: bool) -> No
         loss, ap, best = (Path(folder) / name for name in ("loss.png", "ap.png", "best_predictions.png"))
         history = run.history()
         figures.loss_curves(history, loss)
-        by_class = {metric_name(f"val/AP/{name}"): name for name in scored.per_class}
+        weakest = sorted(scored.per_class, key=lambda name: scored.per_class[name]["AP"])[:MOST_CLASSES]
+        by_class = {metric_name(f"val/AP/{name}"): name for name in weakest}
         figures.ap_curves(history, ap, best_step=job.position.best["step"], overall=OVERALL, by_class=by_class)
         if improved:
             figures.write(figures.side_by_side(pictures), best)

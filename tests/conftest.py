@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # A detector that trains in seconds; images are 96×128.
 SMALL = (
-    *("--model", "timm/resnet10t", "--weights", "none", "--image-min-size", "96", "--image-max-size", "128"),
+    *("--model", "timm/test_resnet", "--weights", "none", "--image-min-size", "96", "--image-max-size", "128"),
     *("--anchor-sizes", "16", "32", "48", "64", "96", "--fpn-channels", "16", "--roi-samples", "16"),
     *("--proposals", "50", "--batch-size", "2", "--optimizer", "adamw", "--lr", "1e-3", "--schedule", "cosine"),
     *("--warmup-steps", "2", "--workers", "0", "--device", "cpu"),

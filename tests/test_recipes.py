@@ -57,7 +57,7 @@ def weaker(model):
 """
 
 
-@pytest.mark.parametrize("model", [f"{LOSS}/timm/resnet10t", BACKBONE])
+@pytest.mark.parametrize("model", [f"{LOSS}/timm/test_resnet", BACKBONE])
 def test_both_recipes_train_restore_resume_infer_and_evaluate(home, small, coco_folder, model):
     config = replace(small, model=model)
     whole = train.main(config)
@@ -80,7 +80,7 @@ def test_both_recipes_train_restore_resume_infer_and_evaluate(home, small, coco_
 def test_a_variant_starts_from_its_bases_weights_and_trains_otherwise(home, small, capfd):
     base = train.main(replace(small, max_steps=2))
     weights = last_checkpoint(base)["model_state_dict"]
-    changed = replace(small, model=f"{LOSS}/timm/resnet10t")
+    changed = replace(small, model=f"{LOSS}/timm/test_resnet")
     run_id = train.main(replace(changed, max_steps=1, weights=base, norm="batch", lr=1e-30, weight_decay=0.0))
     assert f"\n{len(weights)} tensors loaded\nclasses carried over" in capfd.readouterr().err
     after = last_checkpoint(run_id)["model_state_dict"]
@@ -91,7 +91,7 @@ def test_a_variant_starts_from_its_bases_weights_and_trains_otherwise(home, smal
 
 
 def test_the_focal_loss_is_that_of_the_paper(monkeypatch):
-    model = build(resolve_architecture(f"{LOSS}/timm/resnet10t", num_classes=3, **OPTIONS))
+    model = build(resolve_architecture(f"{LOSS}/timm/test_resnet", num_classes=3, **OPTIONS))
     logits, labels = torch.tensor([[2.0, 0.5, 0.1], [0.3, 0.2, 1.5]]), [torch.tensor([0]), torch.tensor([1])]
     targets = [torch.zeros(1, 4), torch.ones(1, 4)]
     found, boxes = model.roi_heads.box_loss(logits, torch.zeros(2, 12), labels, targets)
@@ -111,8 +111,8 @@ def test_a_variant_has_its_bases_options_and_defaults():
         expected = resolve_architecture(base, num_classes=3, roi_samples=8)
         found = resolve_architecture(f"{LOSS}/{base}", num_classes=3, roi_samples=8)
         assert found == expected | {"builder": f"{LOSS}/{base}"}
-    with pytest.raises(ModelError, match=r"timm/resnet10t has no option 'depth'"):
-        resolve_architecture(f"{LOSS}/timm/resnet10t", num_classes=3, depth=3)
+    with pytest.raises(ModelError, match=r"timm/test_resnet has no option 'depth'"):
+        resolve_architecture(f"{LOSS}/timm/test_resnet", num_classes=3, depth=3)
 
 
 @pytest.mark.parametrize(
@@ -155,12 +155,12 @@ def test_an_own_backbone_has_no_weights_to_download(home, small, weights, messag
 def test_backbone_weights_of_a_variant_are_its_bases(home, small, tmp_path):
     import timm
 
-    file = tmp_path / "resnet10t.pth"
-    torch.save(timm.create_model("resnet10t").state_dict(), file)
-    train.main(replace(small, model=f"{LOSS}/timm/resnet10t", weights=None, backbone_weights=file, max_steps=1))
+    file = tmp_path / "test_resnet.pth"
+    torch.save(timm.create_model("test_resnet").state_dict(), file)
+    train.main(replace(small, model=f"{LOSS}/timm/test_resnet", weights=None, backbone_weights=file, max_steps=1))
     foreign = {f"x{n}.{key.rpartition('.')[2]}": tensor for n, (key, tensor) in enumerate(torch.load(file).items())}
     torch.save(foreign, file)
-    train.main(replace(small, model=f"{LOSS}/timm/resnet10t", weights=None, backbone_weights=file, max_steps=1))
+    train.main(replace(small, model=f"{LOSS}/timm/test_resnet", weights=None, backbone_weights=file, max_steps=1))
 
 
 @pytest.mark.parametrize(
@@ -199,13 +199,13 @@ def test_a_file_in_recipes_is_found_by_its_name_even_when_python_would_find_anot
     (other / "recipes" / "__init__.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(other)
     name = own("mine", WEAKER)
-    model = build(resolve_architecture(f"{name}/timm/resnet10t", num_classes=3, **OPTIONS))
+    model = build(resolve_architecture(f"{name}/timm/test_resnet", num_classes=3, **OPTIONS))
     # What a change sets, the seeded samplers that are put in after it take over.
     assert model.roi_heads.fg_bg_sampler.positive_fraction == 0.125
 
 
 def test_the_runs_artifacts_keep_the_file_with_git_and_without(own, home, small):
-    model = own("mine", WEAKER) + "/timm/resnet10t"
+    model = own("mine", WEAKER) + "/timm/test_resnet"
     config = replace(small, model=model, max_steps=1)
     store = open_store()
     assert artifacts(store, train.main(config), "code/recipes") == ["code/recipes/mine.py"]
@@ -225,7 +225,7 @@ def artifacts(store, run_id: str, folder: str) -> list[str]:
 
 
 def test_a_colleagues_checkpoint_without_its_file_says_which_and_where_it_is(own, home, small, coco_folder):
-    run_id = train.main(replace(small, model=own("mine", WEAKER) + "/timm/resnet10t", max_steps=1))
+    run_id = train.main(replace(small, model=own("mine", WEAKER) + "/timm/test_resnet", max_steps=1))
     (home / "recipes" / "mine.py").unlink()
     registry._CHANGES.clear()
     assert restore.main(RestoreConfig(run=run_id)).exists()  # moves the file, and builds no model
@@ -238,7 +238,7 @@ def test_a_colleagues_checkpoint_without_its_file_says_which_and_where_it_is(own
             use()
         assert error.value.exit_code == 4
     with pytest.raises(ModelError, match=r"recipes/mine\.py, which is not here") as error:
-        train.main(replace(small, resume=run_id, model=None))
+        train.main(replace(small, resume=run_id, model=None, max_steps=2))
     assert error.value.exit_code == 2
     own("mine", WEAKER)
     assert train.main(replace(small, resume=run_id, model=None, max_steps=2)) == run_id
@@ -272,7 +272,7 @@ def test_what_is_wrong_with_a_recipe_is_told_with_its_line(own, text, message):
     name = own("mine", text)
     for _ in range(2):  # a half imported one does not count as known
         with pytest.raises(ModelError, match=message) as error:
-            build(resolve_architecture(f"{name}/timm/resnet10t", num_classes=3, **OPTIONS))
+            build(resolve_architecture(f"{name}/timm/test_resnet", num_classes=3, **OPTIONS))
         assert error.value.exit_code == 2
 
 
@@ -282,7 +282,7 @@ def test_an_error_in_training_is_told_with_the_recipes_line(own, home, small, mo
     name = own("mine", loss + WEAKER.replace("fg_bg_sampler.positive_fraction = 0.125", "box_loss = loss"))
     monkeypatch.setattr(options, "__file__", str(home / "config.py"))
     with pytest.raises(SystemExit) as end:
-        options.command(train.script, lambda: replace(small, model=f"{name}/timm/resnet10t", max_steps=1))
+        options.command(train.script, lambda: replace(small, model=f"{name}/timm/test_resnet", max_steps=1))
     assert end.value.code == 70
     place = f"  at {home / 'recipes' / 'mine.py'}:2 in loss. TRACEBACK=1 shows the whole way there.\n"
     assert place in capfd.readouterr().err

@@ -111,7 +111,7 @@ def test_a_run_resumed_on_another_machine_draws_its_whole_history(home, small, m
 
 def test_a_run_without_a_name_is_called_by_what_it_is(home, small):
     name = open_store().run(train.main(replace(small, max_steps=1, seed=3))).name
-    assert name.startswith("resnet10t-shapes-seed3-")
+    assert name.startswith("test_resnet-shapes-seed3-")
 
 
 def test_the_charts_of_an_experiment_are_arranged_once_for_all(home, small):

@@ -227,7 +227,7 @@ def test_a_dry_run_tells_the_cost_and_leaves_nothing(home, small, capfd):
     summary = train.main(config)
     rows = dict(line.split(maxsplit=1) for line in summary.splitlines())
     assert rows["run"] == "4 steps of 2 × 2 images, 2 an epoch"
-    assert rows["model"].startswith("timm/resnet10t, ")
+    assert rows["model"].startswith("timm/test_resnet, ")
     assert rows["disk"].startswith("2 checkpoints of ")
     assert run_ids() == []
     assert list((home / "runs").iterdir()) == []

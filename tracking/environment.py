@@ -1,5 +1,6 @@
 """What a run's result depends on besides its configuration: the code as it is, the machine, the command."""
 
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -82,6 +83,7 @@ def environment() -> dict:
     }
 
 
+@functools.cache
 def packages() -> dict[str, str]:
     """The installed distributions and their versions, by name."""
     named = ((entry.metadata["Name"], entry.version) for entry in importlib.metadata.distributions())

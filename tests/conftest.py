@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+# Two processes test at once (pyproject.toml), and the networks are too small for more than a thread each.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 ROOT = Path(__file__).resolve().parents[1]
 # A detector that trains in seconds; images are 96×128.
 SMALL = (

@@ -149,6 +149,7 @@ def test_stopping_early_leaves_no_half_video(trained, tmp_path):
     assert list((tmp_path / "drawn").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_fault(trained, tmp_path):
     """As in `| head -1`."""
     clip = by_opencv(tmp_path / "clip.mp4")

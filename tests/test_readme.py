@@ -24,7 +24,8 @@ def command(name: str) -> str:
 
 def shell(text: str, folder: Path) -> subprocess.CompletedProcess:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")} | {"PATH": path}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "OMP_NUM_THREADS"))}
+    environment = kept | {"PATH": path}
     script = ["bash", "-euo", "pipefail", "-c", text]
     return subprocess.run(
         script, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=1800

@@ -80,7 +80,8 @@ def test_a_finished_run_is_done_before_its_data_are_read_and_delivers_what_was_h
 def test_a_run_that_failed_goes_on_where_it_saved_and_keeps_its_group_and_tags(home, small, monkeypatch):
     line = replace(small, run_name="a", resume="auto", group="g", tag=("first=1", "who=me"))
     run_id = train.main(replace(line, max_steps=1))
-    for broken in ("train.validate_and_save", "provenance.log_beginning"):  # after an epoch, and before the first step
+    # After an epoch's last step, and before the first step of the process that goes on from there.
+    for broken, epoch in (("train.validate_and_save", -1), ("provenance.log_beginning", 0)):
         with monkeypatch.context() as patch:
             patch.setattr(broken, lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
@@ -88,7 +89,7 @@ def test_a_run_that_failed_goes_on_where_it_saved_and_keeps_its_group_and_tags(h
         run = open_store().run(run_id)
         said = last_word(run.tags)
         assert (run.status, run.tags["resumable"], said["best"]["name"]) == ("FAILED", "true", "step-000001")
-        assert (said["epoch"], said["step"]) == (-1, 4)
+        assert (said["epoch"], said["step"]) == (epoch, 4)
     assert train.main(replace(line, group=None, tag=("who=you",))) == run_id
     run, config = open_store().run(run_id), workspace.RunFolder(run_id).state()["config"]
     assert (run.status, run.tags["resumable"], run.tags["ended_by"]) == ("FINISHED", "false", "its last step")
@@ -144,6 +145,7 @@ def test_a_run_goes_on_with_its_data_at_another_place_but_not_with_others(home, 
         train.main(replace(small, max_steps=3, resume=run_id, data=str(others)))
 
 
+@pytest.mark.slow
 def test_runs_in_one_process_leave_no_thread_file_or_signal_handler(home, small, monkeypatch):
     monkeypatch.setattr("tracking.pulse.SAMPLE_SECONDS", 0.05)  # what a run of some minutes does
 

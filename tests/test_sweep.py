@@ -69,6 +69,7 @@ def test_a_sweep_in_one_process_leaves_nothing_behind_and_is_done_the_second_tim
     assert len(open_store().newest_runs(20)) == 5
 
 
+@pytest.mark.slow
 def test_a_sweep_stopped_by_a_signal_goes_on_where_it_was(base, monkeypatch):
     whole = sweep.main(replace(base, experiment="whole"), **FOUR)
     before, steps = held(), 0

@@ -70,7 +70,10 @@ def main(config: StatusConfig) -> dict[str, Any]:
         **{key: entry.get(key) for key in ("run_id", "run_name", "experiment")},
         "tracking_uri": entry.get("tracking_uri") or uri,
         "run_status": run_status(run_id, entry.get("tracking_uri") or uri, ask),
-        **{key: entry.get(key) for key in ("epoch", "epochs", "step", "metrics", "architecture", "classes", "dataset")},
+        **{
+            key: entry.get(key)
+            for key in ("epoch", "epochs", "step", "batches_done", "metrics", "architecture", "classes", "dataset")
+        },
         **{key: entry.get(key) for key in ("sha256", "size_bytes", "resumable", "role")},
         **{
             "pinned": bool(entry.get("pinned")),
@@ -152,7 +155,7 @@ def best_known(recorded: str | None, folders: list[RunFolder], uri: str, ask: As
     for folder in sorted(folders, key=lambda folder: folder.run_id != recorded):
         best = folder.state().get("best")
         if best:
-            return {"run_id": folder.run_id} | {key: best.get(key) for key in ("epoch", "metric", "value")}
+            return {"run_id": folder.run_id} | {key: best.get(key) for key in ("name", "epoch", "metric", "value")}
     look, store = ask(uri)
     for run in look.newest_runs(store, 20) or []:
         found = look.peek_checkpoints(store, run["run_id"])
@@ -235,9 +238,7 @@ def report_text(report: dict[str, Any]) -> str:
     lines += training_lines(report["training"])
     best = report["best"]
     if best and best["run_id"] != report["run_id"]:
-        lines.append(
-            f"best to restore: {best['metric']} {best['value']:.4f} in epoch {best['epoch']} of {best['run_id']}"
-        )
+        lines.append(f"best to restore: {best['metric']} {best['value']:.4f} in {best['name']} of run {best['run_id']}")
     waiting = report["unsent"]
     if waiting["operations"] and report["training"]["state"] != "running":
         lines.append(

@@ -235,10 +235,10 @@ def introduce(entry: dict[str, Any]) -> str:
     model = (entry.get("architecture") or {}).get("builder", "checkpoint")
     parts = [f"run {entry.get('run_name')} ({run[:8]})" if run else f"a {model} without a run"]
     if isinstance(entry.get("epoch"), int):
-        of = f" ({entry['epoch'] + 1} of {entry['epochs']})" if entry.get("epochs") else ""
         is_inside = entry.get("batches_done") or entry["epoch"] < 0
-        inside = f"step {entry.get('step')}, in epoch {entry['epoch'] + 1}"
-        parts.append(inside if is_inside else f"epoch {entry['epoch']}{of}")
+        epoch = entry["epoch"] + (1 if is_inside else 0)
+        of = f" ({epoch + 1} of {entry['epochs']})" if entry.get("epochs") else ""
+        parts.append(f"step {entry.get('step')}, in epoch {epoch}{of}" if is_inside else f"epoch {epoch}{of}")
     if entry.get("dataset"):
         parts.append(f"trained on {entry['dataset']['name']}")
     if "val/AP" in (entry.get("metrics") or {}):

@@ -16,6 +16,7 @@ import pytest
 import series
 import status
 import train
+import workspace
 from config import ConfigError
 from status import StatusConfig
 from tests.conftest import ROOT, open_store
@@ -96,7 +97,7 @@ def test_a_live_run_says_its_position_and_the_time_left(home, capsys):
         assert 3500 < run["seconds_left"] <= 3600
         assert table(found)[1][3:] == ["running", "2 of 3", "val/AP 0.5000 in epoch-001", "about 1h00m left"]
         assert found["next"] == "python status.py --experiment e"
-        assert status.script(StatusConfig()) == 1
+        assert status.script(StatusConfig(checkpoint=workspace.PUBLISHED)) == 1
         assert "about 1h00m left" in capsys.readouterr().out
         assert status.script(StatusConfig(experiment="e")) == 0
     run = only_run()

@@ -249,6 +249,31 @@ def base_model(name: str) -> str:
     return base_model(rest) if rest and first.startswith("recipes.") else name
 
 
+# Options that are a detector's own, by the names its architecture has for them; what trains of it is another question.
+OF_THE_MODEL = (
+    *("image_min_size", "image_max_size", "multi_scale", "anchor_sizes", "fpn_channels"),
+    *("roi_samples", "proposals", "score_threshold"),
+)
+
+
+def with_model_of(config: TrainConfig, architecture: dict[str, Any]) -> TrainConfig:
+    """`config` with the model of a checkpoint and its options, where these are left open; another --model stays."""
+    if config.model not in (None, architecture["builder"]):
+        return config
+    built = {name: architecture["kwargs"].get(name) for name in OF_THE_MODEL}
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in built.items()}
+    # What the command line cannot say (sizes by level, proposals in two numbers) is the model's own default.
+    sayable = {
+        name: value
+        for name, value in plain.items()
+        if value not in (None, ())
+        and (isinstance(value, str | int | float) or name != "proposals")
+        and all(isinstance(one, int) for one in (value if isinstance(value, tuple) else ()))
+    }
+    left_open = {name: value for name, value in sayable.items() if getattr(config, name) is None}
+    return replace(config, model=architecture["builder"], **left_open)
+
+
 MAY_CHANGE = (
     *("epochs", "max_steps", "patience", "device", "workers", "checkpoint_every", "publish", "tag"),
     *("resume", "from_run", "strict", "dry_run"),
@@ -277,6 +302,8 @@ def to_repeat(stored: TrainConfig, defaults: Sequence[str], *, cores: int) -> Tr
     That is left open again, so that it follows today's flags (the rate the batch size, say), unless today's rule
     gives another value than it did.
     """
+    if stored.data == "generated":  # its recipe belongs to the run, and other data would have other defaults
+        defaults = [name for name in defaults if name not in GENERATED]
     opened = replace(stored, **{name: None for name in defaults if hasattr(stored, name)})
     again = resolved(opened, cores=cores)[0]
     # Workers follow the machine, and the warm-up was cut to the data's epoch.

@@ -108,6 +108,7 @@ def prepare(start: Start) -> Job:
         fetching.require_same_classes(saved, data.classes)
         require_same_steps(saved, plan)
         position = resuming.restore(saved, model, optimizer, schedule, scaler, average)
+        notes += resuming.changed_limits(start.facts, config)
         notes += resuming.differences(saved, data, code, threads=torch.get_num_threads())
         say(resuming.receipt(saved, position))
     for note in notes:

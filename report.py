@@ -99,7 +99,7 @@ def sample_picture(
     truth = [classes[label - 1] for label in record.labels]
     return figures.panels(
         {
-            f"{record.name}, ground truth": figures.draw(image, record.boxes * scale, record.labels, truth),
-            f"detections, score ≥ {SHOWN_SCORE}": figures.draw(image, boxes * scale, labels, texts),
+            f"ground truth: {record.name}": figures.draw(image, record.boxes * scale, record.labels, truth),
+            f"detections, score {SHOWN_SCORE} or more": figures.draw(image, boxes * scale, labels, texts),
         }
     )

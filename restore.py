@@ -44,10 +44,12 @@ class RestoreConfig:
     """Of a --file that does not tell: `coco`, or a file with a class name a line, in label order, no background."""
 
     def __post_init__(self):
-        if (self.run is None) == (self.file is None):
-            raise options.ConfigError(
-                "Give a RUN or --file, and not both: python restore.py RUN (python status.py names the runs)"
-            )
+        if self.run is None and self.file is None:
+            raise options.ConfigError("Give a RUN (python status.py names the last) or a checkpoint: --file FILE")
+        if self.run is not None and self.file is not None:
+            raise options.ConfigError("A RUN and --file both name a checkpoint: choose one")
+        if self.run is not None and self.run.endswith(".pth"):
+            raise options.ConfigError(f"{self.run} is a file, not a RUN: python restore.py --file {self.run}")
         of_a_run = (self.which, self.metric, self.experiment, self.register) != ("best", "val/AP", None, None)
         if self.file and of_a_run:
             raise options.ConfigError("--which, --metric, --experiment and --register belong to a RUN, not to --file")

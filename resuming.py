@@ -14,9 +14,11 @@ import config as options
 import fetching
 import workspace
 from config import TrainConfig
+from models import record
 from models.record import CheckpointError
 from progress import duration, say
 from tracking import environment
+from tracking.errors import RunUnknown
 from tracking.pulse import HEARTBEAT_SECONDS, SILENT_SECONDS
 from tracking.records import StoredRun, last_word
 from tracking.store import Store, open_store
@@ -56,6 +58,8 @@ def choose(config: TrainConfig) -> Start:
     config = replace(config, data=options.absolute(config.data))
     run_id = run_to_resume(store, config)
     if run_id is None:
+        if architecture := weights_of(store, config):
+            config = options.with_model_of(config, architecture)
         config, defaults = options.resolved(config, cores=os.cpu_count() or 1)
         return Start(store=store, config=config, defaults=defaults, run_id=None, facts={})
     facts = stored_facts(store, run_id)
@@ -65,6 +69,19 @@ def choose(config: TrainConfig) -> Start:
 
         config = replace(config, augmentation=read_augmentation(config.augmentation))
     return Start(store=store, config=options.for_resume(stored, config), defaults={}, run_id=run_id, facts=facts)
+
+
+def weights_of(store: Store, config: TrainConfig) -> dict[str, Any] | None:
+    """The architecture of --weights FILE or RUN, which is what one means to train on; None where none is known."""
+    word = config.weights
+    if word in (None, "coco", "backbone", "none"):
+        return None
+    if word != workspace.BEST and Path(word).is_file():
+        return record.inspect(Path(word)).entry.get("architecture")
+    try:
+        return stored_facts(store, run_id_of(store, word, config.experiment)).get("architecture")
+    except RunUnknown:  # which is said where the weights are loaded
+        return None
 
 
 def has_finished(store: Store, run_id: str) -> bool:
@@ -109,6 +126,7 @@ def run_to_resume(store: Store, config: TrainConfig) -> str | None:
         require_idle(store, run)
         if workspace.RunFolder(run.run_id).can_resume() or store.checkpoints(run.run_id):
             return run.run_id
+    say(f"no run {config.run_name!r} in experiment {config.experiment!r} has saved anything yet: it starts now")
     return None
 
 
@@ -218,6 +236,15 @@ def differences(saved: dict[str, Any], data: "DetectionData", code: dict[str, An
             f"bit for bit only with OMP_NUM_THREADS={before}"
         )
     return notes
+
+
+def changed_limits(facts: dict[str, Any], config: TrainConfig) -> list[str]:
+    """How far the run is to go, where that is not what it was; the schedule follows the epochs."""
+    before = facts["config"]
+    changed = [name for name in LIMITS if name in before and before[name] != getattr(config, name)]
+    bends = ", which the learning rate's schedule follows from here on" if "epochs" in changed else ""
+    told = ", ".join(f"{options.flag(name)} {before[name]} → {getattr(config, name)}" for name in changed)
+    return [f"note: {told}{bends}"] if changed else []
 
 
 def repetition(

@@ -191,6 +191,9 @@ def next_command(report: dict[str, Any]) -> str:
     """The command to type now."""
     training, best = report["training"], report["best"]
     elsewhere = report["path"] != str(workspace.PUBLISHED)
+    can_resume = training["state"] == "interrupted" and RunFolder(training["run_id"]).can_resume()
+    if report["state"] == "ready" and can_resume and not elsewhere:
+        return f"python train.py --resume {training['run_id']}"
     if report["state"] == "ready":
         command = "python evaluate.py" + (f" --checkpoint {shlex.quote(report['path'])}" if elsewhere else "")
         return command if report["dataset"] else f"{command} --data PATH"
@@ -202,7 +205,7 @@ def next_command(report: dict[str, Any]) -> str:
         return "python status.py"
     if best:
         return f"python restore.py {best['run_id']}" + (f" --output {shlex.quote(report['path'])}" if elsewhere else "")
-    if training["state"] == "interrupted" and RunFolder(training["run_id"]).can_resume():
+    if can_resume:
         return f"python train.py --resume {training['run_id']}"
     return "python train.py"
 

@@ -238,7 +238,7 @@ def _torchvision_state(weights: WeightsEnum) -> StateDict:
     return _download(
         lambda: weights.get_state_dict(progress=True, check_hash=True, weights_only=True),
         what=weights.url,
-        by_hand=f"put that file at {path} (one that is there already is damaged: delete it)",
+        by_hand=f"put that file at {path}" + (" (the one there is damaged: delete it)" if path.exists() else ""),
     )
 
 

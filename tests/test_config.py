@@ -237,3 +237,23 @@ def test_a_fault_of_ours_says_where_it_is_and_asks_for_a_report(capfd):
     assert (code, out) == (70, "")
     assert "KeyError: 'epoch'" in err and f"{__file__}:" in err and "in main" in err and "Please report" in err
     assert "Traceback" not in err
+
+
+def test_weights_bring_their_model_with_its_sizes_where_these_are_left_open():
+    kwargs = {"num_classes": 5, "norm": "batch", "image_min_size": 96, "anchor_sizes": [16, 32], "fpn_channels": 16}
+    kwargs |= {"proposals": [2000, 1000], "multi_scale": [], "score_threshold": 0.05}
+    built = {"builder": "timm/resnet10t", "kwargs": kwargs}
+    config = options.with_model_of(TrainConfig(**COCO, image_min_size=128), built)
+    assert (config.model, config.image_min_size, config.anchor_sizes) == ("timm/resnet10t", 128, (16, 32))
+    assert (config.fpn_channels, config.proposals, config.multi_scale, config.norm) == (16, None, None, None)
+    by_level = {"builder": "fasterrcnn_mobilenet_v3_large_fpn", "kwargs": {"anchor_sizes": [[32, 64]] * 3}}
+    assert options.with_model_of(TrainConfig(**COCO), by_level).anchor_sizes is None
+    other = TrainConfig(**COCO, model="timm/resnet18")
+    assert options.with_model_of(other, built) == other
+
+
+def test_a_run_on_generated_data_is_repeated_on_other_data_as_it_was():
+    stored, chosen = resolved(TrainConfig(), cores=2)
+    again = resolved(replace(options.to_repeat(stored, sorted(chosen), cores=2), data="/data/coco"), cores=2)[0]
+    kept = ("model", "weights", "lr", "optimizer", "schedule", "epochs", "image_min_size", "anchor_sizes")
+    assert [getattr(again, name) for name in kept] == [getattr(stored, name) for name in kept]

@@ -155,6 +155,8 @@ def test_help_comes_without_the_heavy_libraries(name):
 
 BAD_INPUT = {
     "no data that can be decoded": (("evaluate.py", "--data", "{cut}", "--workers", "2", "--no-log"), 2, "cut.png"),
+    "a file for a RUN": (("restore.py", "{image}.pth"), 2, "--file"),
+    "neither a RUN nor a file": (("restore.py",), 2, "Give a RUN"),
     "no run to choose from": (("evaluate.py", "--which", "0"), 2, "give --run"),
     "negative workers": (("evaluate.py", "--workers", "-1"), 2, "--workers"),
     "an empty argument": (("restore.py", "small", "--output", ""), 2, "empty"),

@@ -277,3 +277,25 @@ def test_trainings_at_once_in_one_checkout_all_run(trained):
         run_id = out.decode().strip()
         assert store.run(run_id).status == "FINISHED"
         assert [one.step for one in store.checkpoints(run_id)] == [3]
+
+
+def test_a_run_that_starts_from_anothers_weights_has_its_model(home, small, capfd):
+    first = train.main(replace(small, max_steps=1))
+    open_model = dict.fromkeys(("model", "anchor_sizes", "fpn_channels", "image_min_size", "image_max_size"))
+    left_open = replace(small, **open_model, max_steps=1)
+    for word in (first, str(workspace.RunFolder(first).last)):
+        capfd.readouterr()
+        second = train.main(replace(left_open, weights=word))
+        said = capfd.readouterr().err
+        assert "classes carried over: circle, square, star, triangle" in said and "stay as they were" not in said
+        built = [workspace.RunFolder(run_id).state()["architecture"] for run_id in (first, second)]
+        assert built[0]["kwargs"] == built[1]["kwargs"] | {"norm": built[0]["kwargs"]["norm"]}
+
+
+def test_other_epochs_on_resuming_are_told_and_recorded(home, small, capfd):
+    run_id = train.main(replace(small, max_steps=1))
+    train.main(replace(small, resume=run_id, epochs=3, max_steps=2))
+    said = "note: --epochs 2 → 3, --max-steps 1 → 2, which the learning rate's schedule follows from here on"
+    assert said in capfd.readouterr().err
+    text = open_store().client.download_artifacts(run_id, "code/resumed-at-step-000001.txt")
+    assert said in Path(text).read_text(encoding="utf-8")

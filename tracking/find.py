@@ -29,7 +29,9 @@ def find_run(client, word: str, experiment: str | None) -> RunReference:
     if len(candidates) == 1:
         return RunReference(next(iter(candidates)))
     if candidates:
-        raise RunUnknown(f"{word!r} fits several runs. Name one by more of its ID:\n{_listed(candidates.values())}")
+        raise RunUnknown(
+            f"{word!r} fits several runs. Name one by its ID, or its --experiment:\n{_listed(candidates.values())}"
+        )
     raise RunUnknown(_unknown(client, word, experiment, experiment_ids))
 
 

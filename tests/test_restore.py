@@ -184,8 +184,8 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(home, tmp_path, 
 
 
 BAD_USAGE = {
-    "neither": ((), 2, "RUN or --file"),
-    "both": (("small", "--file", "{file}"), 2, "not both"),
+    "neither": ((), 2, "Give a RUN"),
+    "both": (("small", "--file", "{file}"), 2, "choose one"),
     "a file's epoch": (("--file", "{file}", "--which", "0"), 2, "--which"),
     "a file's metric": (("--file", "{file}", "--metric", "val/AP50"), 2, "--metric"),
     "registering a file": (("--file", "{file}", "--register", "a@b"), 2, "--register"),

@@ -35,7 +35,9 @@ def log_beginning(run: LiveRun, job: Job) -> None:
     tracked.params(
         {name: short(value) for name, value in config.items() if value is not None and name not in UNTRACKED}
     )
-    tracked.params({f"architecture/{name}": value for name, value in built.items() if value != config.get(name)})
+    tracked.params(
+        {f"architecture/{name}": value for name, value in built.items() if value not in (config.get(name), [])}
+    )
     tracked.params({"defaults_chosen": ", ".join(sorted(job.defaults)), "classes": ", ".join(job.data.classes)})
     tracked.text(environment.command_line() + "\n", "code/command.txt")
     tracked.text(json.dumps(job.info.config, indent=1), "config.json")

@@ -76,13 +76,13 @@ def load_starting_weights(
 
 def checkpoint_named(word: str, store: Store, experiment: str) -> dict[str, Any]:
     """A checkpoint by its file's path, or a RUN's best; `best` is that of the experiment."""
-    is_best = word == workspace.BEST
-    if not is_best and Path(word).is_file():
-        return checkpoints.load(Path(word))
+    if file := fetching.file_named(word):
+        return checkpoints.load(file)
+    best_in = experiment if word == workspace.BEST else None
     with tempfile.TemporaryDirectory(prefix="weights-") as folder:
         to = Path(folder) / "checkpoint.pth"
         try:
-            path, _ = fetching.fetch(store, word, "best", "val/AP", to, experiment if is_best else None)
+            path, _ = fetching.fetch(store, word, "best", "val/AP", to, best_in)
         except RunUnknown as error:
             message = f"--weights {word} is none of coco, backbone and none, no file, and no run: {error}"
             raise options.ConfigError(message) from error

@@ -25,6 +25,11 @@ def store_of(word: str) -> Any:
         return open_store(workspace.ROOT, must_exist=True)
 
 
+def file_named(word: str) -> Path | None:
+    """The file that a word names where a file or a RUN may stand; `best` is a RUN whatever files there are."""
+    return Path(word) if word != BEST and Path(word).is_file() else None
+
+
 def run_named(store: Any, word: str, experiment: str | None = None, metric: str = "val/AP") -> Any:
     """The run, and of models:/NAME@ALIAS the checkpoint, that a RUN names; within an experiment where that is given.
 

@@ -76,8 +76,8 @@ def weights_of(store: Store, config: TrainConfig) -> dict[str, Any] | None:
     word = config.weights
     if word in (None, "coco", "backbone", "none"):
         return None
-    if word != workspace.BEST and Path(word).is_file():
-        return record.inspect(Path(word)).entry.get("architecture")
+    if file := fetching.file_named(word):
+        return record.inspect(file).entry.get("architecture")
     try:
         return stored_facts(store, run_id_of(store, word, config.experiment)).get("architecture")
     except RunUnknown:  # which is said where the weights are loaded

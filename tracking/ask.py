@@ -1,9 +1,8 @@
 """The questions of tracking.peek, asked through mlflow: any kind of store, for as long as it takes."""
 
-from collections.abc import Iterator
-
 from tracking.connection import failures
 from tracking.errors import RunUnknown
+from tracking.pages import every
 from tracking.records import StoredRun, stored_run
 from tracking.store import Store
 
@@ -38,11 +37,15 @@ def newest_runs(store: Store, limit: int = 8) -> list[dict]:
 
 def experiment_runs(store: Store, experiment: str) -> list[dict]:
     """As tracking.peek.experiment_runs."""
+    from mlflow.entities import ViewType
+
     with failures(store.uri, f"the runs of experiment {experiment}"):
         found = store.client.get_experiment_by_name(experiment)
         if found is None or found.lifecycle_stage == "deleted":
             return []
-        runs = [stored_run(run, experiment) for run in _every_run(store.client, found.experiment_id)]
+        shown = {"run_view_type": ViewType.ALL, "max_results": 1000}
+        found_runs = every(store.client.search_runs, [found.experiment_id], **shown)
+        runs = [stored_run(run, experiment) for run in found_runs]
     return [
         {
             **{key: getattr(run, key) for key in ("run_id", "name", "status", "start_time", "end_time")},
@@ -56,19 +59,7 @@ def experiment_runs(store: Store, experiment: str) -> list[dict]:
 def experiment_names(store: Store) -> list[str]:
     """As tracking.peek.experiment_names."""
     with failures(store.uri, "its experiments"):
-        return sorted(one.name for one in store.client.search_experiments())
-
-
-def _every_run(client, experiment_id: str) -> Iterator:
-    from mlflow.entities import ViewType
-
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], run_view_type=ViewType.ALL, max_results=1000, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+        return sorted(one.name for one in every(store.client.search_experiments))
 
 
 def _answer(run: StoredRun) -> dict:

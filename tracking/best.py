@@ -4,6 +4,7 @@ from collections import defaultdict
 
 from tracking.errors import RunUnknown
 from tracking.find import RunReference, experiment_ids_of, stored_checkpoints
+from tracking.pages import every
 from tracking.records import StoredCheckpoint
 
 
@@ -33,13 +34,7 @@ def best_run(client, experiment: str, metric: str) -> RunReference:
 
 def _present_runs(client, experiment_id: str) -> dict[str, str]:
     """Names of the experiment's runs by ID; deleted ones, whose checkpoints the store still lists, are left out."""
-    names, token = {}, None
-    while True:
-        page = client.search_runs([experiment_id], page_token=token)
-        names |= {run.info.run_id: run.info.run_name for run in page}
-        token = page.token
-        if not token:
-            return names
+    return {run.info.run_id: run.info.run_name for run in every(client.search_runs, [experiment_id])}
 
 
 def _group(checkpoints: list[StoredCheckpoint], runs: dict[str, str]) -> str:

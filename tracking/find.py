@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from tracking.errors import RunUnknown
+from tracking.pages import every
 from tracking.records import EVALUATION, StoredCheckpoint, stored_checkpoint
 
 SHORTEST_PREFIX = 4
@@ -52,13 +53,7 @@ def runs_named(client, run_name: str, experiment_id: str) -> list:
 def stored_checkpoints(client, experiment_id: str, metric: str, run_id: str | None = None) -> list[StoredCheckpoint]:
     """The checkpoints that the store has whole, of an experiment or of one run in it."""
     where = None if run_id is None else f"source_run_id = '{run_id}'"
-    models, token = [], None
-    while True:
-        page = client.search_logged_models([experiment_id], where, page_token=token)
-        models += page
-        token = page.token
-        if not token:
-            break
+    models = every(client.search_logged_models, [experiment_id], where)
     # The store's own filter on the status finds nothing at all.
     whole = [model for model in models if model.model_type == "checkpoint" and str(model.status) == "READY"]
     return [stored_checkpoint(model, metric) for model in whole]
@@ -86,13 +81,7 @@ def experiment_ids_of(client, experiment: str | None) -> list[str]:
             names = sorted(entry.name for entry in client.search_experiments(max_results=50))
             raise RunUnknown(f"No experiment {experiment!r}. There are: {', '.join(names)} (--experiment NAME)")
         return [found.experiment_id]
-    ids, token = [], None
-    while True:
-        page = client.search_experiments(page_token=token)
-        ids += [entry.experiment_id for entry in page]
-        token = page.token
-        if not token:
-            return ids
+    return [entry.experiment_id for entry in every(client.search_experiments)]
 
 
 def _find_registered(client, word: str) -> RunReference:

@@ -199,6 +199,15 @@ def build_optimizer(
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
+@torch.no_grad()
+def lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give loaded state the memory layout of its parameters: fused kernels take that for granted."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """A copy of `model` whose weights follow it as an exponential moving average; `.module` is the detector.
 

@@ -66,12 +66,16 @@ def best_key(best: dict[str, Any]) -> str:
 class LiveRun:
     """A context manager: leaving it ends the run truthfully (FINISHED, KILLED or FAILED) and delivers the rest."""
 
-    def __init__(self, store: Any, info: RunInfo, *, publish: str, resumed: bool, position: dict[str, Any]):
+    def __init__(
+        self, store: Any, info: RunInfo, *, publish: str, resumed: bool, position: dict[str, Any], optimizer: Any
+    ):
         self.store, self.info, self.how_to_publish, self.resumed = store, info, publish, resumed
+        self.optimizer = optimizer  # which waits for a checkpoint's copy
         self.folder = RunFolder(info.run_id)
         self.stack = ExitStack()
         self.position = dict(position)  # epoch, step and best
         self.state_written = 0.0
+        self.queued: dict[str, tuple[int, float]] = {}  # (step, value) of the scores on their way into the journal
 
     def __enter__(self) -> "LiveRun":
         try:
@@ -86,10 +90,12 @@ class LiveRun:
         return self
 
     def _begin(self) -> None:
+        from models.writer import Writer
         from tracking.run import TrackedRun
         from tracking.sender import Sender
 
         info = self.info
+        self.writer = Writer(self.optimizer)
         self.tracked = TrackedRun(self.folder.path, info.run_id)
         self.stack.callback(self.tracked.close)
         self.pages = self.store.ui_urls(info.run_id)
@@ -146,11 +152,11 @@ class LiveRun:
         if step >= self.first_new_step:
             self.tracked.metrics(values, step)
 
-    def save_last(self, checkpoint: dict[str, Any]) -> str:
-        """Write the resumable last.pth of the run folder; the previous one stays until it is whole."""
+    def save_last(self, checkpoint: dict[str, Any]) -> None:
+        """Write the resumable last.pth of the run folder, beside the training; the previous stays until it is whole."""
         from models.checkpoint import save
 
-        return save(checkpoint, self.folder.last)
+        self.writer.write(checkpoint, lambda copy: save(copy, self.folder.last))
 
     def has_checkpoint(self, name: str) -> bool:
         """Whether that checkpoint is on its way to the store, or there."""
@@ -159,9 +165,19 @@ class LiveRun:
         return any(one.name == name for one in self.store.checkpoints(self.info.run_id))
 
     def log_checkpoint(self, name: str, checkpoint: dict[str, Any], scores: dict[str, float]) -> None:
-        """Save a finished epoch's checkpoint, queue it for MLflow, and publish it when it is the best so far."""
-        sha256 = self.save_last(checkpoint)
+        """Save a finished epoch's checkpoint, queue it for MLflow, and publish it when it is the best so far.
+
+        All beside the training, which goes on meanwhile.
+        """
         self.pace.pause()
+        self.position |= {key: checkpoint[key] for key in ("epoch", "step", "best")}
+        self.queued = {key: (checkpoint["step"], value) for key, value in self.tracked.named(scores).items()}
+        self.writer.write(checkpoint, lambda copy: self._log_checkpoint(name, copy, scores))
+
+    def _log_checkpoint(self, name: str, checkpoint: dict[str, Any], scores: dict[str, float]) -> None:
+        from models.checkpoint import save
+
+        sha256 = save(checkpoint, self.folder.last)
         digest = self.info.dataset["split_fingerprints"]["val"]
         if not self.tracked.journal.has_checkpoint(name):
             self._log_best(checkpoint)
@@ -175,14 +191,11 @@ class LiveRun:
                 tags={"epoch": str(checkpoint["epoch"])},
                 dataset=(f"{self.info.dataset['name']}-val", digest),
             )
-        is_best = bool(checkpoint["best"]) and checkpoint["best"]["step"] == checkpoint["step"]
-        self.position |= {"epoch": checkpoint["epoch"], "step": checkpoint["step"], "best": checkpoint["best"]}
-        self.folder.update(**self.position | self.times(), checkpoint_sha256=sha256)
+        self.folder.update(**{key: checkpoint[key] for key in ("epoch", "step", "best")}, checkpoint_sha256=sha256)
         self.tracked.tags(self.progress())
         self.describe("training")
-        if is_best:
-            entry = record.describe(checkpoint) | {"sha256": sha256, "role": "best"}
-            self._publish(entry)
+        if checkpoint["best"] and checkpoint["best"]["step"] == checkpoint["step"]:
+            self._publish(record.describe(checkpoint) | {"sha256": sha256, "role": "best"})
 
     def _log_best(self, checkpoint: dict[str, Any]) -> None:
         """The best so far as a metric of its own: the UI's table of runs shows the newest value of each."""
@@ -207,10 +220,23 @@ class LiveRun:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         with self.stack:  # the lock goes last, whatever happens here
+            unwritten = self._finish_writing()
+            if unwritten and (error is None or isinstance(error, Stopped)):
+                error = unwritten
             self._end(error)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 message = f"The disk is full: {error}. Free some, then: {self.resume_command}"
                 raise workspace.WorkspaceError(message, exit_code=5) from error
+            if error is unwritten and unwritten is not None:
+                raise unwritten
+
+    def _finish_writing(self) -> BaseException | None:
+        """Wait for the checkpoint that is being written; what hindered it."""
+        try:
+            self.writer.close()
+        except BaseException as error:  # whatever it was: it is raised again once the run has ended
+            return error
+        return None
 
     @property
     def resume_command(self) -> str:
@@ -246,7 +272,11 @@ class LiveRun:
     def history(self) -> dict[str, list[tuple[int, float]]]:
         """The (step, value) of every metric so far; what was trained on another machine comes from the store."""
         own = self.tracked.journal.history()
-        return {key: self.elsewhere.get(key, []) + own.get(key, []) for key in self.elsewhere | own}
+        points = {key: self.elsewhere.get(key, []) + own.get(key, []) for key in self.elsewhere | own | self.queued}
+        for key, point in self.queued.items():
+            if point not in points[key]:
+                points[key].append(point)
+        return points
 
     def _deliver(self, seconds: float) -> None:
         began = time.monotonic()

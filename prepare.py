@@ -108,6 +108,7 @@ def prepare(start: Start) -> Job:
         fetching.require_same_classes(saved, data.classes)
         require_same_steps(saved, plan)
         position = resuming.restore(saved, model, optimizer, schedule, scaler, average)
+        engine.lay_out_as_parameters(optimizer)
         notes += resuming.changed_limits(start.facts, config)
         notes += resuming.differences(saved, data, code, threads=torch.get_num_threads())
         say(resuming.receipt(saved, position))
@@ -249,19 +250,14 @@ def made_up_name(config: TrainConfig, data: DetectionData) -> str:
 
 def snapshot(job: Job) -> dict[str, Any]:
     """The whole state of the run as plain data: DESIGN of the checkpoint file, see models/faster_rcnn/README.md."""
-    raw = {} if job.average is None else {"raw_model_state_dict": weights_of(job.model)}
+    raw = {} if job.average is None else {"raw_model_state_dict": job.model.state_dict()}
     return {
         "format": FORMAT,
         **asdict(job.position),
         **job.info.in_checkpoint(),
-        "model_state_dict": weights_of(job.scored_model),
+        "model_state_dict": job.scored_model.state_dict(),
         **raw,
         "optimizer_state_dict": job.optimizer.state_dict(),
         "scheduler_state_dict": job.schedule.state_dict(),
         "scaler_state_dict": job.scaler.state_dict(),
     }
-
-
-def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    # The layout that is fast here is no part of the weights.
-    return {key: value.contiguous() for key, value in model.state_dict().items()}

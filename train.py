@@ -59,7 +59,8 @@ def train(config: TrainConfig) -> str:
     recovery = RecoveryClock(config.checkpoint_every)
 
     begins_at = {"epoch": position.epoch, "step": position.step, "best": position.best}
-    live = LiveRun(job.store, job.info, publish=config.publish, resumed=job.resumed, position=begins_at)
+    life = {"publish": config.publish, "resumed": job.resumed, "position": begins_at, "optimizer": job.optimizer}
+    live = LiveRun(job.store, job.info, **life)
     with stop_on_signals() as stop, live as run, named_loss(run, job):
         log_beginning(run, job)
         say_where(job, run.pages)

@@ -11,6 +11,7 @@ import os
 import shlex
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ PUBLISHED = ROOT / "models" / "faster_rcnn" / "checkpoint.pth"
 BEST = "best"  # as a RUN: before files and runs of that name
 
 _held: set[Path] = set()  # closing any descriptor of a file drops this process's lockf on it, so ours is never reopened
+
+
+_updating = threading.Lock()  # the loop and the writer of checkpoints both say how far a run is
 
 
 class WorkspaceError(ValueError):
@@ -62,7 +66,8 @@ class RunFolder:
 
     def update(self, **changes: Any) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        record.write_json(self.path / "run.json", self.state() | changes | {"updated": time.time()})
+        with _updating:
+            record.write_json(self.path / "run.json", self.state() | changes | {"updated": time.time()})
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -353,3 +353,26 @@ def test_a_step_whose_scaled_gradient_overflows_is_skipped_and_the_scale_falls()
     assert not math.isfinite(step.gradient_norm)
     assert equal(training.weights(), before)
     assert training.scaler.get_scale() == 2.0**126
+
+
+def test_loaded_optimizer_state_lies_as_its_parameters_do():
+    """Files are contiguous, and the fused AdamW reads state and weight by one index."""
+
+    def trained(reload: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        layer = torch.nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+        optimizer = engine.build_optimizer(layer, "adamw", lr=0.1, momentum=0.9, weight_decay=1e-4)
+        for seed in range(4):
+            torch.manual_seed(seed)
+            optimizer.zero_grad()
+            layer(torch.randn(2, 4, 8, 8)).square().sum().backward()
+            optimizer.step()
+            if reload:
+                state = optimizer.state_dict()
+                for moments in state["state"].values():
+                    moments |= {name: moments[name].contiguous() for name in ("exp_avg", "exp_avg_sq")}
+                optimizer.load_state_dict(state)
+                engine.lay_out_as_parameters(optimizer)
+        return layer.weight.detach()
+
+    assert torch.equal(trained(reload=False), trained(reload=True))

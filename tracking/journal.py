@@ -107,7 +107,9 @@ class Journal:
 
     def history(self) -> dict[str, list[tuple[int, float]]]:
         """The (step, value) of every metric but the machine's load, in the order in which they came."""
-        return self._past().points
+        past = self._past()
+        with self._append_lock:
+            return {key: list(points) for key, points in past.points.items()}
 
     def has_checkpoint(self, name: str) -> bool:
         return name in self._past().checkpoints

@@ -7,6 +7,7 @@ import posixpath
 import re
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,16 +55,17 @@ class TrackedRun:
         self._outbox.mkdir(parents=True, exist_ok=True)
         names = self.folder / METRIC_NAMES
         self._mapped_names: dict[str, str] = json.loads(names.read_text()) if names.exists() else {}
+        self._naming = threading.Lock()
         self._remove_spool_of_none()
         if self.journal.has_ended():
             # The end may still be waiting for delivery: it must not have the last word on a run that goes on.
             self.journal.append({"op": "resume"})
 
     def params(self, params: Mapping[str, object]) -> None:
-        self.journal.append({"op": "params", "params": self._named({k: str(v) for k, v in params.items()})})
+        self.journal.append({"op": "params", "params": self.named({k: str(v) for k, v in params.items()})})
 
     def tags(self, tags: Mapping[str, object]) -> None:
-        self.journal.append({"op": "tags", "tags": self._named({k: str(v) for k, v in tags.items()})})
+        self.journal.append({"op": "tags", "tags": self.named({k: str(v) for k, v in tags.items()})})
 
     def metrics(
         self,
@@ -74,7 +76,7 @@ class TrackedRun:
         dataset: Dataset | None = None,
     ) -> None:
         """Numbers at a global optimizer step, linked to a checkpoint queued before and to a dataset where named."""
-        values = self._named({name: float(value) for name, value in metrics.items()})
+        values = self.named({name: float(value) for name, value in metrics.items()})
         self.journal.append(
             {"op": "metrics", "step": int(step), "metrics": values, "checkpoint": checkpoint, "dataset": dataset}
         )
@@ -139,7 +141,7 @@ class TrackedRun:
                 "spool": self._spool(path, link=True, name="checkpoint.pth"),
                 "sha256": sha256,
                 "step": int(step),
-                "metrics": self._named({key: float(value) for key, value in metrics.items()}),
+                "metrics": self.named({key: float(value) for key, value in metrics.items()}),
                 "params": {key: str(value) for key, value in (params or {}).items()},
                 "tags": {key: str(value) for key, value in {**(tags or {}), **about}.items()},
                 "dataset": dataset,
@@ -157,7 +159,12 @@ class TrackedRun:
     def close(self) -> None:
         self.journal.close()
 
-    def _named(self, values: dict) -> dict:
+    def named(self, values: Mapping[str, object]) -> dict:
+        """`values` under the names that MLflow takes; which name stands for what is an artifact of the run."""
+        with self._naming:
+            return self._named(values)
+
+    def _named(self, values: Mapping[str, object]) -> dict:
         names = {key: metric_name(key) for key in values}
         changed = {key: name for key, name in names.items() if key != name and key not in self._mapped_names}
         if changed:

@@ -27,6 +27,7 @@ Int = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 Float = Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
 Ints = Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N …", help_behavior_hint="")]
+Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME …", help_behavior_hint="")]
 Run = Annotated[str | None, tyro.conf.arg(metavar="[RUN]", help_behavior_hint="")]
 Registered = Annotated[str | None, tyro.conf.arg(metavar="NAME@ALIAS", help_behavior_hint="")]
 Classes = Annotated[str | None, tyro.conf.arg(metavar="coco|FILE", help_behavior_hint="")]
@@ -133,6 +134,8 @@ class TrainConfig:
     """What this run repeats with another seed, say: the runs of a group are seen together."""
     resume: Text = None
     """Continue this RUN (ID, prefix or name) in its own MLflow run; `auto`: the run of --run-name, or start that."""
+    allow_change: Names = ()
+    """With --resume RUN: options that may differ from the run's, as in --lr 0.001 --allow-change lr; it is recorded."""
     from_run: Text = None
     """A new run with this RUN's configuration, flags overriding; says where code or data differ."""
     strict: bool = False
@@ -163,6 +166,12 @@ class TrainConfig:
             raise ConfigError(f"--multi-scale takes sides in pixels, not {list(self.multi_scale)}")
         if self.resume == "auto" and not self.run_name:
             raise ConfigError("--resume auto continues the run of a name, or starts it: give --run-name NAME")
+        if self.allow_change and self.resume is None:
+            raise ConfigError("--allow-change is about a run that continues: give --resume RUN too")
+        unknown = [name for name in self.allow_change if option(name) not in MAY_BE_ALLOWED]
+        if unknown:
+            others = ", ".join(map(flag, MAY_BE_ALLOWED)).replace("--", "")
+            raise ConfigError(f"--allow-change {' '.join(unknown)}: what can be allowed to change is {others}")
         if self.strict and self.from_run is None:
             raise ConfigError("--strict compares with the run of --from-run: give that too")
         if not self.experiment.strip():
@@ -276,7 +285,13 @@ def with_model_of(config: TrainConfig, architecture: dict[str, Any]) -> TrainCon
 
 MAY_CHANGE = (
     *("epochs", "max_steps", "patience", "device", "workers", "checkpoint_every", "publish", "tag"),
-    *("resume", "from_run", "strict", "dry_run"),
+    *("resume", "from_run", "strict", "dry_run", "allow_change"),
+)
+# These bend the course of the run, and only when --allow-change says so. Others would contradict its weights, its
+# position in the data, or the scores that it has.
+MAY_BE_ALLOWED = (
+    *("lr", "momentum", "weight_decay", "schedule", "milestones", "warmup_steps", "clip_norm", "amp", "augmentation"),
+    *("multi_scale", "roi_samples", "proposals", "seed", "evaluate_every"),
 )
 
 
@@ -288,12 +303,15 @@ def for_resume(stored: TrainConfig, asked: TrainConfig) -> TrainConfig:
     asked = replace(asked, **{name: getattr(stored, name) for name in left_open})
     asked = replace(asked, tag=tuple(dict.fromkeys((*stored.tag, *asked.tag))))  # tags are added, never taken away
     changed = [f.name for f in fields(stored) if getattr(stored, f.name) != getattr(asked, f.name)]
-    refused = [name for name in changed if name not in MAY_CHANGE]
+    allowed = {option(name) for name in asked.allow_change}
+    refused = [name for name in changed if name not in MAY_CHANGE and name not in allowed]
     if refused:
         told = ", ".join(f"{flag(name)} ({getattr(stored, name)} → {getattr(asked, name)})" for name in refused)
         new = "Start a new run" + (": give another --run-name" if asked.resume == "auto" else "")
+        if all(name in MAY_BE_ALLOWED for name in refused):
+            new += f", or bend this one: --allow-change {' '.join(flag(name)[2:] for name in refused)}"
         raise ConfigError(f"A resumed run keeps its configuration; these cannot change: {told}. {new}")
-    return asked
+    return replace(asked, allow_change=())  # said for this once
 
 
 def to_repeat(stored: TrainConfig, defaults: Sequence[str], *, cores: int) -> TrainConfig:
@@ -322,6 +340,11 @@ def absolute(data: str) -> str:
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def option(name: str) -> str:
+    """The name of an option as --allow-change may spell it: weight-decay → weight_decay."""
+    return name.removeprefix("--").replace("-", "_")
 
 
 def parse_interval(text: str) -> tuple[str, float]:

@@ -152,11 +152,20 @@ class LiveRun:
         if step >= self.first_new_step:
             self.tracked.metrics(values, step)
 
-    def save_last(self, checkpoint: dict[str, Any]) -> None:
-        """Write the resumable last.pth of the run folder, beside the training; the previous stays until it is whole."""
+    def save_last(self, checkpoint: dict[str, Any], *, share: bool) -> None:
+        """Write the resumable last.pth of the run folder, beside the training; the previous stays until it is whole.
+
+        With `share` it becomes the run's recovery point in the store, from which another machine can resume.
+        """
+        self.writer.write(checkpoint, lambda copy: self._save_last(copy, share))
+
+    def _save_last(self, checkpoint: dict[str, Any], share: bool) -> str:
         from models.checkpoint import save
 
-        self.writer.write(checkpoint, lambda copy: save(copy, self.folder.last))
+        sha256 = save(checkpoint, self.folder.last)
+        if share:
+            self.tracked.recovery_point(self.folder.last, step=checkpoint["step"], sha256=sha256)
+        return sha256
 
     def has_checkpoint(self, name: str) -> bool:
         """Whether that checkpoint is on its way to the store, or there."""
@@ -175,9 +184,7 @@ class LiveRun:
         self.writer.write(checkpoint, lambda copy: self._log_checkpoint(name, copy, scores))
 
     def _log_checkpoint(self, name: str, checkpoint: dict[str, Any], scores: dict[str, float]) -> None:
-        from models.checkpoint import save
-
-        sha256 = save(checkpoint, self.folder.last)
+        sha256 = self._save_last(checkpoint, share=False)
         digest = self.info.dataset["split_fingerprints"]["val"]
         if not self.tracked.journal.has_checkpoint(name):
             self._log_best(checkpoint)
@@ -259,6 +266,8 @@ class LiveRun:
                 ended_by = "its last step" if error is None else str(error)[:500]
                 self.tracked.tags({"resumable": str(is_resumable).lower(), "ended_by": ended_by})
             self.describe(state)
+            if status == "FINISHED":
+                self.tracked.drop_recovery_point()  # the last checkpoint says more
             self.tracked.end(status)
         except OSError as full:
             say(f"the end of the run could not be written ({full}); the next command marks it KILLED")

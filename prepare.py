@@ -64,6 +64,7 @@ class Job:
     position: Position
     code: dict[str, Any]
     resumed: bool
+    changed: dict[str, tuple[Any, Any]]  # options of a resumed run: what each was, and is now
     notes: list[str]  # how the weights were loaded, what differs since the run began
 
     @property
@@ -102,16 +103,18 @@ def prepare(start: Start) -> Job:
         config, model, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
     )
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-    position = Position()
+    position, changed = Position(), resuming.changed_options(start.facts, config) if run_id else {}
     if run_id:
-        saved = resuming.resumable_checkpoint(store, run_id)
+        saved, source = resuming.resumable_checkpoint(store, run_id)
         fetching.require_same_classes(saved, data.classes)
         require_same_steps(saved, plan)
         position = resuming.restore(saved, model, optimizer, schedule, scaler, average)
         engine.lay_out_as_parameters(optimizer)
-        notes += resuming.changed_limits(start.facts, config)
+        if changed.keys() & resuming.OF_OPTIMIZATION:
+            resuming.adopt(config, optimizer, schedule)
+        notes += resuming.told(changed)
         notes += resuming.differences(saved, data, code, threads=torch.get_num_threads())
-        say(resuming.receipt(saved, position))
+        say(resuming.receipt(saved, position, source))
     for note in notes:
         say(note)
     left_open = tuple(sorted(defaults)) if run_id is None else tuple(start.facts.get("defaults", ()))
@@ -135,6 +138,7 @@ def prepare(start: Start) -> Job:
         position=position,
         code=code,
         resumed=run_id is not None,
+        changed=changed,
         notes=notes,
     )
 

@@ -14,7 +14,7 @@ from resuming import FACTS
 from tracking import environment
 from tracking.run import TrackedRun
 
-UNTRACKED = ("resume", "tag", "strict", "dry_run")  # options that say nothing of the result
+UNTRACKED = ("resume", "tag", "strict", "dry_run", "allow_change")  # options that say nothing of the result
 
 
 def log_beginning(run: LiveRun, job: Job) -> None:
@@ -27,6 +27,10 @@ def log_beginning(run: LiveRun, job: Job) -> None:
         said = "\n".join([environment.command_line(), *job.notes])
         tracked.text(said + "\n", f"code/resumed-at-step-{step:06d}.txt")
         log_code(tracked, job, f"code/resumed-at-step-{step:06d}")
+        if job.changed:  # parameters stay as they were logged; a tag can be a column too
+            pairs = [f"{name} {before} → {now}" for name, (before, now) in job.changed.items()]
+            tracked.tags({f"changed_at_step_{step:06d}": short(", ".join(pairs))})
+            log_configuration(tracked, job)
         return
     machine = environment.environment()
     on_cpu = f"{machine['cpus']} cores of {machine['cpu']}"
@@ -40,8 +44,7 @@ def log_beginning(run: LiveRun, job: Job) -> None:
     )
     tracked.params({"defaults_chosen": ", ".join(sorted(job.defaults)), "classes": ", ".join(job.data.classes)})
     tracked.text(environment.command_line() + "\n", "code/command.txt")
-    tracked.text(json.dumps(job.info.config, indent=1), "config.json")
-    tracked.text(json.dumps(job.info.in_checkpoint(), indent=1), FACTS)
+    log_configuration(tracked, job)
     tracked.text(json.dumps(machine, indent=1), "code/environment.json")
     tracked.text("\n".join(job.notes) + "\n", "code/starting_weights.txt")
     log_code(tracked, job, "code")
@@ -53,6 +56,12 @@ def log_beginning(run: LiveRun, job: Job) -> None:
         tracked.dataset(name, job.data.split_fingerprint(split), str(job.data.root or "generated"), context, {})
     tracked.text("\n".join([*job.data.describe(), *map(str, job.data.defects)]) + "\n", "data/report.txt")
     run.log_detections("ground_truth_val", metrics.coco_ground_truth(job.data.records("val"), job.data.classes))
+
+
+def log_configuration(tracked: TrackedRun, job: Job) -> None:
+    """What the run goes by now, for whoever repeats it or resumes it elsewhere."""
+    tracked.text(json.dumps(job.info.config, indent=1), "config.json")
+    tracked.text(json.dumps(job.info.in_checkpoint(), indent=1), FACTS)
 
 
 def log_code(tracked: TrackedRun, job: Job, folder: str) -> None:

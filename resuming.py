@@ -18,9 +18,10 @@ from models import record
 from models.record import CheckpointError
 from progress import duration, say
 from tracking import environment
-from tracking.errors import RunUnknown
+from tracking.errors import RunUnknown, StoreError
 from tracking.pulse import HEARTBEAT_SECONDS, SILENT_SECONDS
 from tracking.records import StoredRun, last_word
+from tracking.recovery import download_recovery, recovery_point
 from tracking.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 FACTS = "run.json"  # a run's artifact: what RunInfo says of it
 LIMITS = ("epochs", "max_steps", "patience")
+OF_ONE_START = ("resume", "from_run", "strict", "dry_run", "allow_change", "tag", "run_name")
+OF_OPTIMIZATION = {"lr", "momentum", "weight_decay", "schedule", "milestones", "warmup_steps", "epochs"}
 WATCH_SECONDS = 2.5 * HEARTBEAT_SECONDS
 
 
@@ -124,7 +127,7 @@ def run_to_resume(store: Store, config: TrainConfig) -> str | None:
         return run_id
     for run in store.runs_named(config.run_name, config.experiment):
         require_idle(store, run)
-        if workspace.RunFolder(run.run_id).can_resume() or store.checkpoints(run.run_id):
+        if workspace.RunFolder(run.run_id).can_resume() or store.checkpoints(run.run_id) or recovery_point(run.tags):
             return run.run_id
     say(f"no run {config.run_name!r} in experiment {config.experiment!r} has saved anything yet: it starts now")
     return None
@@ -158,7 +161,9 @@ def require_idle(store: Store, run: StoredRun) -> None:
 
 def stored_facts(store: Store, run_id: str) -> dict[str, Any]:
     """What RunInfo says of a run: from its folder or, on another machine, from MLflow."""
-    facts = workspace.RunFolder(run_id).state() or store.read_json(run_id, FACTS) or resumable_checkpoint(store, run_id)
+    facts = (
+        workspace.RunFolder(run_id).state() or store.read_json(run_id, FACTS) or resumable_checkpoint(store, run_id)[0]
+    )
     if not facts.get("config"):
         raise workspace.WorkspaceError(f"Run {run_id} was not trained by this repository: it records no configuration")
     return facts
@@ -177,23 +182,32 @@ def configuration(store: Store, run: str, experiment: str) -> TrainConfig:
     return replace(options.to_repeat(stored, facts.get("defaults", ()), cores=os.cpu_count() or 1), from_run=run_id)
 
 
-def resumable_checkpoint(store: Store, run_id: str) -> dict[str, Any]:
-    """The newest state of a run: its folder's last.pth, else its last checkpoint in MLflow."""
+def resumable_checkpoint(store: Store, run_id: str) -> tuple[dict[str, Any], str]:
+    """The newest state of a run, and where it was found.
+
+    That is last.pth of its folder or, where MLflow has gone further, its recovery point or last checkpoint there.
+    """
     from models import checkpoint as checkpoints
 
     last = workspace.RunFolder(run_id).last
-    stored = store.checkpoints(run_id)
+    stored, point = store.checkpoints(run_id), recovery_point(store.run(run_id).tags)
+    step_stored = max(stored[-1].step if stored else -1, point.get("step", -1))
     try:
         if last.exists():
             saved = checkpoints.load(last)
-            if not stored or saved.get("step", 0) >= stored[-1].step:
-                return saved
-            say(f"{last} is older than {stored[-1].name} in MLflow, which is used: the run went on elsewhere")
+            if saved.get("step", 0) >= step_stored:
+                return saved, str(last)
+            say(f"{last} (step {saved.get('step')}) is behind MLflow (step {step_stored}): the run went on elsewhere")
     except CheckpointError as error:
-        say(f"{error}; the last checkpoint in MLflow is used instead")
+        say(f"{error}; what MLflow has is used instead")
     with tempfile.TemporaryDirectory(prefix="resume-") as folder:
-        path, _ = fetching.fetch(store, run_id, "last", "", Path(folder) / "checkpoint.pth")
-        return checkpoints.load(path)
+        if point and (not stored or point["step"] > stored[-1].step):
+            try:
+                return checkpoints.load(download_recovery(store, run_id, Path(folder))), "the recovery point in MLflow"
+            except (CheckpointError, StoreError) as error:
+                say(f"{error}; the run's last checkpoint is used instead")
+        path, found = fetching.fetch(store, run_id, "last", "", Path(folder) / "checkpoint.pth")
+        return checkpoints.load(path), f"{found.name} in MLflow"
 
 
 def restore(saved: dict[str, Any], model, optimizer, schedule, scaler, average=None) -> Position:
@@ -238,13 +252,28 @@ def differences(saved: dict[str, Any], data: "DetectionData", code: dict[str, An
     return notes
 
 
-def changed_limits(facts: dict[str, Any], config: TrainConfig) -> list[str]:
-    """How far the run is to go, where that is not what it was; the schedule follows the epochs."""
-    before = facts["config"]
-    changed = [name for name in LIMITS if name in before and before[name] != getattr(config, name)]
+def changed_options(facts: dict[str, Any], config: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """The options that are not as the run `facts` tells of had them: what each was, and is now."""
+    before, now = facts["config"], options.to_plain(config)
+    changed = [name for name in now if name in before and name not in OF_ONE_START and before[name] != now[name]]
+    return {name: (before[name], now[name]) for name in changed}
+
+
+def told(changed: dict[str, tuple[Any, Any]]) -> list[str]:
+    """The changed options in words; the schedule follows the epochs."""
     bends = ", which the learning rate's schedule follows from here on" if "epochs" in changed else ""
-    told = ", ".join(f"{options.flag(name)} {before[name]} → {getattr(config, name)}" for name in changed)
-    return [f"note: {told}{bends}"] if changed else []
+    pairs = ", ".join(f"{options.flag(name)} {before} → {now}" for name, (before, now) in changed.items())
+    return [f"note: {pairs}{bends}"] if changed else []
+
+
+def adopt(config: TrainConfig, optimizer, schedule) -> None:
+    """Let the restored optimizer and schedule go on with the options of `config` instead of the stored ones."""
+    for group in optimizer.param_groups:
+        now = {"initial_lr": config.lr, "weight_decay": config.weight_decay, "momentum": config.momentum}
+        group |= {name: value for name, value in now.items() if name in group}
+    schedule.base_lrs = [config.lr for _ in schedule.base_lrs]
+    for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
+        group["lr"] = config.lr * factor(schedule.last_epoch)
 
 
 def repetition(
@@ -271,9 +300,12 @@ def as_then(code: dict[str, Any]) -> str:
     return "the data and the code are as they were then"
 
 
-def receipt(saved: dict[str, Any], position: Position) -> str:
+def receipt(saved: dict[str, Any], position: Position, source: str) -> str:
     """What is restored, and from where."""
     where = f"after epoch {position.epoch}" if position.batches_done == 0 else f"in epoch {position.epoch + 1}"
-    best = position.best
-    best_so_far = f", best so far ({best['metric']} {best['value']:.4f} in {best['name']})" if best else ""
-    return f"resuming run {saved['run_id']} {where}, step {position.step}: weights, optimizer, schedule{best_so_far}"
+    parts = ["weights", "optimizer", "schedule"]
+    parts += ["averaged weights"] if "raw_model_state_dict" in saved else []
+    parts += ["gradient scaler"] if saved["scaler_state_dict"] else []
+    if best := position.best:
+        parts.append(f"best so far ({best['metric']} {best['value']:.4f} in {best['name']})")
+    return f"resuming run {saved['run_id']} {where}, step {position.step}, from {source}: {', '.join(parts)}"

@@ -99,10 +99,11 @@ def train(config: TrainConfig) -> str:
                     if stop.asked or step.index == plan.last_step:
                         break
                     if recovery.due(step.index):
-                        run.save_last(snapshot(job))
+                        run.save_last(snapshot(job), share=True)
             if position.batches_done == plan.batches_per_epoch:
                 position.epoch, position.batches_done, position.metrics = epoch, 0, {}
-            run.save_last(snapshot(job))  # before the validation, which may take longer than we have
+            # Before the validation, which may take longer than we have.
+            run.save_last(snapshot(job), share=stop.asked is not None)
             if stop.asked:
                 raise stopped(stop, job)
             validate_and_save(run, job)

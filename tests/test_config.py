@@ -84,7 +84,7 @@ def test_a_resumed_run_keeps_its_configuration_and_names_each_flag_that_differs(
     assert "--epochs" not in message and "--seed" not in message
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(TrainConfig)])
+@pytest.mark.parametrize("name", [f.name for f in fields(TrainConfig) if f.name != "allow_change"])
 def test_each_option_may_or_may_not_change_on_resuming(name):
     stored = resolved(TrainConfig(**COCO), cores=8)[0]
     other = {
@@ -109,6 +109,20 @@ def test_each_option_may_or_may_not_change_on_resuming(name):
     else:
         with pytest.raises(ConfigError, match=options.flag(name) + r" \("):
             for_resume(stored, asked)
+
+
+def test_an_option_changes_on_resuming_when_that_is_allowed_by_name():
+    stored = resolved(TrainConfig(**COCO), cores=8)[0]
+    asked = replace(stored, resume="run", lr=0.5, weight_decay=0.25, allow_change=("lr", "--weight-decay"))
+    assert for_resume(stored, asked) == replace(asked, allow_change=())
+    with pytest.raises(ConfigError, match=r"--weight-decay \(0.0001 → 0.25\)\. .*: --allow-change weight-decay$"):
+        for_resume(stored, replace(asked, allow_change=("lr",)))
+    with pytest.raises(ConfigError, match=r"--batch-size \(4 → 8\)\. Start a new run$"):
+        for_resume(stored, replace(asked, batch_size=8))
+    with pytest.raises(ConfigError, match="--allow-change batch-size: what can be allowed to change is lr, "):
+        replace(asked, allow_change=("batch-size",))
+    with pytest.raises(ConfigError, match="give --resume RUN too"):
+        replace(asked, resume=None)
 
 
 def test_what_is_left_open_on_resuming_comes_from_the_run():

@@ -235,8 +235,8 @@ def test_an_older_last_gives_way_to_a_newer_checkpoint_in_the_store(home, small,
     train.main(replace(small, resume=run_id, max_steps=8))
     last.unlink()  # its inode is the store's copy too
     last.write_bytes(older)
-    assert resumable_checkpoint(open_store(), run_id)["step"] == 8
-    assert "went on elsewhere" in capfd.readouterr().err
+    assert resumable_checkpoint(open_store(), run_id)[0]["step"] == 8
+    assert "(step 4) is behind MLflow (step 8)" in capfd.readouterr().err
 
 
 def test_evaluation_takes_classes_in_another_order_and_reports_though_the_store_died(home, small, coco_folder, capfd):

@@ -69,6 +69,8 @@ class Delivery:
                 self._tags(operation["tags"])
             case "file":
                 self._file(operation)
+            case "remove":
+                self._remove(operation["artifact_path"])
             case "image":
                 self._image(operation)
             case "text":
@@ -169,6 +171,12 @@ class Delivery:
     def _upload(self, spool: Path, folder: str | None) -> None:
         link_into_store(spool, self._artifact_uri(), folder)
         self.client.log_artifact(self.run_id, str(spool), folder)
+
+    def _remove(self, path: str) -> None:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        if any(entry.path == path for entry in self.client.list_artifacts(self.run_id, posixpath.dirname(path))):
+            get_artifact_repository(self._artifact_uri(), self.store.uri).delete_artifacts(path)
 
     def _image(self, operation: dict) -> None:
         spool = self.folder / operation["spool"]

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tracking import recovery
 from tracking.journal import OUTBOX, Journal, now_ms
 
 METRIC_NAMES = "metric_names.json"
@@ -93,6 +94,14 @@ class TrackedRun:
         self.journal.append(operation)
         for name in older:
             self._drop(name)
+
+    def recovery_point(self, path: Path, *, step: int, sha256: str) -> None:
+        """Queues a resumable file of mid-epoch, in the place of the one before; see tracking.recovery."""
+        self.file(path, recovery.FOLDER, rolling=True)
+        self.tags(recovery.recovery_tag(step, sha256))
+
+    def drop_recovery_point(self) -> None:
+        self.journal.append({"op": "remove", "artifact_path": f"{recovery.FOLDER}/{recovery.FILE}"})
 
     def image(self, path: Path, key: str, step: int) -> None:
         """Queues a picture for the UI's image grid, under `key` at `step`."""

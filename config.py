@@ -30,6 +30,7 @@ Ints = Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N …", help_beh
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME …", help_behavior_hint="")]
 Run = Annotated[str | None, tyro.conf.arg(metavar="[RUN]", help_behavior_hint="")]
 Registered = Annotated[str | None, tyro.conf.arg(metavar="NAME@ALIAS", help_behavior_hint="")]
+Uri = Annotated[str | None, tyro.conf.arg(metavar="URI", help_behavior_hint="")]
 Classes = Annotated[str | None, tyro.conf.arg(metavar="coco|FILE", help_behavior_hint="")]
 Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE …", help_behavior_hint="")]
 

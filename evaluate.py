@@ -153,12 +153,10 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
 
 def store_for(config: EvaluateConfig) -> Any:
     """The store to fetch from or to log to; None when neither is asked for."""
-    from tracking.store import open_store
-
     if config.run is None and config.no_log:
         return None
     try:
-        return fetching.store_of(config.run) if config.run else open_store(workspace.ROOT)
+        return fetching.store_of(config.run) if config.run else fetching.open_store()
     except StoreError as error:
         hint = "" if config.run else "\nOr score without logging: --no-log"
         raise StoreError(f"{error}{hint}") from error
@@ -201,7 +199,7 @@ def say_if_changed(checkpoint: dict[str, Any], data: Any, config: EvaluateConfig
 def log(store: Any, report: dict[str, Any], checkpoint: dict[str, Any], sha256: str, data: Any) -> dict[str, Any]:
     """Write the evaluation's own MLflow run, linked to the checkpoint's LoggedModel where the store knows it."""
     run_id = checkpoint.get("run_id")
-    known = store.checkpoints(run_id) if run_id and store.knows(run_id) else []
+    known = store.checkpoints(run_id) if run_id else []
     stored = next((one for one in known if one.sha256 == sha256), None)
     if stored is None:
         say(f"note: {store.uri} does not have this checkpoint: the evaluation is linked to none")
@@ -212,7 +210,7 @@ def log(store: Any, report: dict[str, Any], checkpoint: dict[str, Any], sha256: 
         values,
         experiment=checkpoint.get("experiment") or TrainConfig.experiment,
         run_name=f"{checkpoint.get('run_name') or 'a checkpoint'} on {data.name} {report['split']}",
-        source_run_id=run_id,
+        source_run_id=stored.run_id if stored else run_id,
         checkpoint=stored,
         step=checkpoint.get("step") or 0,
         dataset=(f"{data.name}-{report['split']}", data.split_fingerprint(report["split"])),

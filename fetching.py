@@ -19,10 +19,20 @@ from workspace import BEST, RunFolder, WorkspaceError, deliver_if_idle, local_ru
 
 def store_of(word: str) -> Any:
     """The store to look for a RUN in; RunUnknown where there is none."""
-    from tracking.store import open_store
-
     with naming_its_store(word, store_uri(workspace.ROOT)):
-        return open_store(workspace.ROOT, must_exist=True)
+        return open_store(must_exist=True)
+
+
+def open_store(*, must_exist: bool = False) -> Any:
+    """The store, once it has got what runs of this machine owe it: all commands but status.py open it by this.
+
+    See tracking.store.open_store for its errors.
+    """
+    from tracking import store as tracking_store
+
+    store = tracking_store.open_store(workspace.ROOT, must_exist=must_exist)
+    workspace.settle(store)
+    return store
 
 
 def file_named(word: str) -> Path | None:

@@ -98,13 +98,13 @@ def register(config: RestoreConfig) -> str:
 def from_store(config: RestoreConfig, partial: Path) -> tuple[str, dict[str, Any], Any]:
     """Fetch a RUN's checkpoint into `partial`; what it is, its record's entry, and the store."""
     store = fetching.store_of(config.run)
-    workspace.end_dead_runs(store)
     _, stored = fetching.fetch(store, config.run, config.which, config.metric, partial, config.experiment)
     verdict = record.inspect(partial)  # it has no record: its own content is judged
     if verdict.state != "ready":
         raise record.CheckpointError(f"{stored.name} of run {stored.run_id}: {verdict.detail}", verdict.exit_code)
     is_chosen = config.which in ("best", "last") and not config.run.startswith("models:/")
     entry = verdict.entry | {"sha256": stored.sha256, "role": config.which if is_chosen else "epoch", "pinned": True}
+    entry |= {"run_id": stored.run_id, "tracking_uri": store.uri}  # a copy's file names the run it was copied from
     return f"{stored.name} of run {stored.run_id}", entry, store
 
 
@@ -163,10 +163,8 @@ def keep_what_is_only_there(target: Path, entry: dict[str, Any], store: Any) -> 
 
 def store_if_any() -> Any:
     """The store, unless there is none or it is away."""
-    from tracking.store import open_store
-
     try:
-        return open_store(workspace.ROOT, must_exist=True)
+        return fetching.open_store(must_exist=True)
     except (RunUnknown, StoreError):
         return None
 

@@ -54,10 +54,8 @@ class Start:
 
 def choose(config: TrainConfig) -> Start:
     """Open the store, end the dead, and find the run that --resume continues; WorkspaceError when that is training."""
-    store = open_store(workspace.ROOT)
+    store = open_store(workspace.ROOT) if config.dry_run else fetching.open_store()
     say(f"tracking: {store.uri}")
-    for dead in [] if config.dry_run else workspace.end_dead_runs(store):
-        say(f"run {dead.run_id} had died; it is marked KILLED; {dead.continuation()}")
     config = replace(config, data=options.absolute(config.data))
     run_id = run_to_resume(store, config)
     if run_id is None:
@@ -113,7 +111,9 @@ class Position:
 def run_id_of(store: Store, word: str, experiment: str) -> str:
     """The run that --resume or --from-run names; `best` is that of the --experiment, others may be in any."""
     best_in = experiment if word == workspace.BEST else None
-    return workspace.local_run(word) or fetching.run_named(store, word, best_in).run_id
+    if local := workspace.local_run(word):
+        return store.known_as(local) or local
+    return fetching.run_named(store, word, best_in).run_id
 
 
 def run_to_resume(store: Store, config: TrainConfig) -> str | None:

@@ -14,7 +14,7 @@ import config as options
 import series
 import workspace
 from models import record
-from progress import about, duration, say
+from progress import about, duration
 from tracking import connection, journal, peek
 from workspace import RunFolder
 
@@ -38,8 +38,20 @@ class StatusConfig:
     """Ask the store through mlflow, for as long as it takes (without: what it answers within 0.3 s)."""
     sync: bool = False
     """First send to MLflow what it has not yet got, and mark dead runs KILLED."""
+    to: options.Uri = None
+    """With --sync: then copy the runs, with all that belongs to them, into the store at this URI."""
+    run: options.Text = None
+    """With --sync --to: this RUN only. [all trained here]"""
 
     def __post_init__(self):
+        if self.to is not None and not self.sync:
+            raise options.ConfigError("--to URI says where --sync copies the runs to: give both")
+        if self.run is not None and self.to is None:
+            raise options.ConfigError("--run names the run that --sync --to URI copies: give all three")
+        if self.to is not None and ":" not in self.to:
+            raise options.ConfigError(
+                f"--to takes a tracking URI (http://127.0.0.1:5000, sqlite:////path/mlflow.db), not {self.to!r}"
+            )
         if self.experiment is not None and (self.checkpoint != StatusConfig.checkpoint or self.verify):
             raise options.ConfigError("--experiment tells of runs, --checkpoint and --verify are about a file")
 
@@ -47,7 +59,12 @@ class StatusConfig:
 def main(config: StatusConfig) -> dict[str, Any]:
     """The report that `--json` prints."""
     if config.sync:
-        synchronise()
+        import syncing
+
+        if config.to is None:
+            syncing.synchronise()
+        else:
+            syncing.copy_to(config.to.rstrip("/"), config.run)
     uri = connection.store_uri(workspace.ROOT)
     ask = functools.cache(thoroughly if config.remote else quickly)
     if config.experiment is not None:
@@ -85,25 +102,6 @@ def main(config: StatusConfig) -> dict[str, Any]:
         report["reason"] = absence(training, folders, report["best"])
     report["next"] = next_command(report)
     return report
-
-
-def synchronise() -> None:
-    """Deliver every journal of this repository's runs and end the dead."""
-    from tracking import sender
-    from tracking.store import open_store
-
-    if not workspace.run_folders():
-        say("nothing was trained here: there is nothing to send")
-        return
-    store = open_store(workspace.ROOT)
-    for folder in workspace.run_folders():
-        if folder.state().get("tracking_uri") == store.uri and not folder.is_alive():
-            summary = sender.sync(folder.path, store)
-            trouble = f" ({summary['trouble']})" if summary["trouble"] else ""
-            waiting = summary["unsent"]["operations"]
-            say(f"{folder.run_id}: {summary['delivered']} operations sent, {waiting} still unsent{trouble}")
-    for dead in workspace.end_dead_runs(store):
-        say(f"{dead.run_id}: had died, now KILLED; {dead.continuation()}")
 
 
 def training_state(folders: list[RunFolder]) -> dict[str, Any]:

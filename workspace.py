@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import socket
 import struct
 import threading
@@ -26,6 +27,7 @@ from tracking.journal import Journal
 ROOT = Path(__file__).resolve().parent
 RUNS = ROOT / "runs"
 PUBLISHED = ROOT / "models" / "faster_rcnn" / "checkpoint.pth"
+SETTLING_SECONDS = 20.0  # that a command gives to what others left unsent
 BEST = "best"  # as a RUN: before files and runs of that name
 
 _held: set[Path] = set()  # closing any descriptor of a file drops this process's lockf on it, so ours is never reopened
@@ -148,6 +150,21 @@ def name_taken(run_name: str, experiment: str, uri: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def copying() -> Iterator[Path]:
+    """A folder for files on their way to another store; one process at a time copies runs from here."""
+    require_writable(RUNS, mend="Make it writable")
+    busy = WorkspaceError("Another process copies runs to another store: wait for it")
+    with _locked(RUNS / ".copying.lock", lambda: busy):
+        folder = RUNS / ".copying"
+        shutil.rmtree(folder, ignore_errors=True)  # of one that was killed
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def whoami() -> dict[str, Any]:
     """Where this process runs: written into run.json and the heartbeat."""
     boot = Path("/proc/sys/kernel/random/boot_id")
@@ -177,17 +194,38 @@ def local_run(word: str) -> str | None:
     return named[0] if len(named) == 1 else None
 
 
-def deliver_if_idle(store: Any, folder: RunFolder) -> None:
+def settle(store: Any, seconds: float = SETTLING_SECONDS) -> None:
+    """End the runs of this machine that died, and send what its runs still owe the store: at most for so long."""
+    deadline = time.monotonic() + seconds
+    for dead in end_dead_runs(store):
+        say(f"run {dead.run_id} had died; it is marked KILLED; {dead.continuation()}")
+    for folder in run_folders():
+        if time.monotonic() < deadline:
+            deliver_if_idle(store, folder, deadline - time.monotonic())
+
+
+def deliver_if_idle(store: Any, folder: RunFolder, seconds: float | None = None) -> None:
     """Send what a run of this machine left unsent, when it is this store's and nobody trains it."""
     if folder.state().get("tracking_uri") == store.uri and not folder.is_alive():
-        deliver_pending(store, folder)
+        deliver_pending(store, folder, seconds)
 
 
-def deliver_pending(store: Any, folder: RunFolder) -> None:
-    """Send what a dead or finished run of this machine has not yet delivered to the store."""
+def deliver_pending(store: Any, folder: RunFolder, seconds: float | None = None) -> None:
+    """Send what a dead or finished run of this machine still owes the store, for so long at most."""
+    owed = Journal(folder.path).unsent()
+    if not owed["operations"]:
+        return
     from tracking import sender
 
-    sender.sync(folder.path, store)
+    summary = sender.sync(folder.path, store, seconds=seconds)
+    left = summary["unsent"]
+    if summary["delivered"]:
+        checkpoints = owed["checkpoints"] - left["checkpoints"]
+        waiting = f"; {left['operations']} wait ({summary['trouble']})" if left["operations"] else ""
+        say(
+            f"sent what run {folder.run_id} still owed {store.uri}: {summary['delivered']} operations, "
+            f"{checkpoints} checkpoints{waiting}"
+        )
 
 
 def end_dead_runs(store: Any) -> list[RunFolder]:
@@ -206,7 +244,7 @@ def _end_dead(store: Any, folder: RunFolder) -> bool:
     """End one dead run, whose lock is held; False when it had ended meanwhile, or the store cannot end it."""
     if folder.state().get("state") != "running":
         return False
-    deliver_pending(store, folder)
+    deliver_pending(store, folder, SETTLING_SECONDS)
     ended = False
     try:
         ended = store.end_dead(folder.run_id)

@@ -16,7 +16,7 @@ LAYERS = (
     ("evaluate", "infer", "restore", "status", "provenance", "rehearsal", "report"),
     ("prepare",),
     ("live_run", "resuming", "building", "sources"),
-    ("publishing", "description", "series", "fetching"),
+    ("publishing", "description", "series", "fetching", "syncing"),
     ("workspace",),
     ("config", "engine", "metrics", "figures", "formats", "tracking", "models", "data"),
     ("progress", "pace"),

@@ -55,8 +55,7 @@ def import_mlflow():
 def connect(uri: str):
     """An MlflowClient whose store has answered once; StoreError within seconds where it does not."""
     database = sqlite_path(uri)
-    if is_server(uri):
-        _probe_server(uri)
+    probe(uri)
     if database is not None and not database.parent.is_dir():
         raise StoreError(
             f"No folder {database.parent} for the tracking store {uri}. Create it: mkdir -p {database.parent}"
@@ -110,8 +109,10 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _probe_server(uri: str) -> None:
-    # mlflow would wait for the whole request timeout at a host that drops packets.
+def probe(uri: str) -> None:
+    """StoreError where a server does not answer within seconds: mlflow would wait for its whole request timeout."""
+    if not is_server(uri):
+        return
     try:
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=SERVER_PROBE_SECONDS).close()
     except urllib.error.HTTPError as answer:  # it answers: whether it lets us in is the next question
@@ -128,7 +129,8 @@ def _unreachable(uri: str, reason: str) -> str:
     return (
         f"No MLflow server answers at {uri} (MLFLOW_TRACKING_URI): {reason}\n"
         f"Start it: mlflow server --host 127.0.0.1 --port {port} --backend-store-uri sqlite:///mlflow.db\n"
-        "or use this repository's own store: unset MLFLOW_TRACKING_URI"
+        "or train into this repository's own store (unset MLFLOW_TRACKING_URI) and deliver later: "
+        f"python status.py --sync --to {uri}"
     )
 
 

@@ -5,7 +5,7 @@ import json
 import math
 import posixpath
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from tracking.artifacts import link_into_store, sha256_of_file, write_preview
@@ -30,7 +30,10 @@ class Unavailable(RuntimeError):
 
 
 class Delivery:
-    """Applies operations to one run of one store. `folder` is where the operations' spool files are."""
+    """Applies operations to one run of one store. `folder` is where the operations' spool files are.
+
+    A spool that is an absolute path is itself where the file is.
+    """
 
     def __init__(self, store, run_id: str, folder: Path):
         self.store = store
@@ -136,9 +139,7 @@ class Delivery:
             )
 
     def _description(self, text: str) -> None:
-        tags = self.client.get_run(self.run_id).data.tags
-        present = tags.get(NOTE)
-        if present is None or _sha256_of_text(present) == tags.get(NOTE_HASH):
+        if is_ours(self.client.get_run(self.run_id).data.tags):
             self._tags({NOTE: text, NOTE_HASH: _sha256_of_text(text)})
 
     def _dataset(self, operation: dict) -> None:
@@ -280,6 +281,12 @@ class Delivery:
 
     def _artifact_uri(self) -> str:
         return self._info().artifact_uri
+
+
+def is_ours(tags: Mapping[str, str]) -> bool:
+    """Whether the note of a run with these tags may be rewritten: no user has edited it."""
+    present = tags.get(NOTE)
+    return present is None or _sha256_of_text(present) == tags.get(NOTE_HASH)
 
 
 def deliver(store, run_id: str, operations: Iterable[dict], folder: Path) -> None:

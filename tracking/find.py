@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tracking.errors import RunUnknown
 from tracking.pages import every
-from tracking.records import EVALUATION, StoredCheckpoint, stored_checkpoint
+from tracking.records import EVALUATION, ORIGIN, StoredCheckpoint, stored_checkpoint
 
 SHORTEST_PREFIX = 4
 MOST_LISTED = 8
@@ -27,6 +27,9 @@ def find_run(client, word: str, experiment: str | None) -> RunReference:
     candidates = {run.info.run_id: run for run in _candidates(client, word, experiment_ids)}
     if word in candidates:
         return RunReference(word)
+    copies = [run_id for run_id, run in candidates.items() if run.data.tags.get(ORIGIN) == word]
+    if len(copies) == 1:
+        return RunReference(copies[0])
     if len(candidates) == 1:
         return RunReference(next(iter(candidates)))
     if candidates:
@@ -42,7 +45,18 @@ def _candidates(client, word: str, experiment_ids: list[str]) -> list:
     runs = _named(client, word, experiment_ids)
     if len(word) >= SHORTEST_PREFIX and re.fullmatch(r"[0-9a-f]+", word):
         runs += _search(client, experiment_ids, f"attributes.run_id LIKE '{word}%'")
+        # Of a copy from another store the ID that it has there names it too; its evaluations are copies of their own.
+        runs += _search(client, experiment_ids, f"tags.{ORIGIN} LIKE '{word}%'")
     return runs
+
+
+def run_copied_from(client, run_id: str):
+    """mlflow's Run that is the copy of that run of another store, also where it was deleted; None without one."""
+    from mlflow.entities import ViewType
+
+    where = f"tags.{ORIGIN} = '{run_id}'"
+    found = client.search_runs(experiment_ids_of(client, None), where, ViewType.ALL, max_results=MOST_LISTED)
+    return min(found, key=lambda run: run.info.lifecycle_stage == "deleted", default=None)
 
 
 def runs_named(client, run_name: str, experiment_id: str) -> list:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 EVALUATION = "evaluation"  # the tag `kind` that tells an evaluation's run from a training
 HEARTBEAT = "heartbeat"  # tag, JSON: what trains the run, when it last said so, and how far it was
 PROGRESS = "progress"  # tag, JSON: how far it was at its last checkpoint or at its end, and its best
+ORIGIN = "origin_run_id"  # tag of a copy: the run that it was made from …
+ORIGIN_STORE = "origin_tracking_uri"  # … and the store which has that
+COPIED = "copied"  # tag of a copy: its state when it had been copied; in another it went on by itself
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,11 @@
 """Follows a run's journal and delivers it, in a background thread: the training loop never waits for MLflow."""
 
+import math
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tracking.deliver import Delivery, Refused, Unavailable
@@ -13,42 +14,33 @@ from tracking.pulse import Pulse
 
 MOST_METRICS_A_BATCH = 1000  # of mlflow's log_batch
 POLL_SECONDS = 1.0  # one transaction for the steps of a second, not one a step
+OUT_OF_TIME = "it takes long"
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 
 
 class Courier:
-    """Carries a journal's pending operations to the store in order, and confirms them."""
+    """Carries a journal's pending operations to the store in order, and confirms them.
 
-    def __init__(self, journal: Journal, store, run_id: str):
+    `refuse` takes an operation that the store will never take, and why.
+    """
+
+    def __init__(self, journal: Journal, store, run_id: str, refuse: Callable[[dict, str], None] | None = None):
         self.journal = journal
         self.delivery = Delivery(store, run_id, journal.folder)
+        self._refuse = refuse or journal.refuse
 
     def deliver_next(self) -> int:
         """Delivers the next operation, or the next metrics together; how many it was. Unavailable: try again later."""
-        end, operations = self._next_group()
+        end, operations = next(grouped(self.journal.pending()), (0, []))
         if not operations:
             return 0
-        self._apply(operations)
+        self.apply(operations)
         self.journal.acknowledge(end)
         for operation in operations:
             self._remove_spool(operation)
         return len(operations)
 
-    def _next_group(self) -> tuple[int, list[dict]]:
-        group: list[dict] = []
-        end = count = 0
-        for offset, operation in self.journal.pending():
-            is_metrics = operation["op"] == "metrics"
-            count += len(operation["metrics"]) if is_metrics else 0
-            if group and (not is_metrics or count > MOST_METRICS_A_BATCH):
-                break
-            group.append(operation)
-            end = offset
-            if not is_metrics:
-                break
-        return end, group
-
-    def _apply(self, operations: list[dict]) -> None:
+    def apply(self, operations: list[dict]) -> None:
         """Applies them together; where the store refuses that, part by part, so that only the culprit stays behind."""
         try:
             self.delivery.apply(operations)
@@ -56,14 +48,33 @@ class Courier:
             parts = [[part] for part in _parts(operations)]
             if len(parts) > 1:
                 for part in parts:
-                    self._apply(part)
+                    self.apply(part)
             else:
-                self.journal.refuse(operations[0], str(error))
+                self._refuse(operations[0], str(error))
 
     def _remove_spool(self, operation: dict) -> None:
         spool = operation.get("spool")
         if spool and not any(refusal.get("operation") == operation for refusal in self.journal.refused()):
             shutil.rmtree((self.journal.folder / spool).parent, ignore_errors=True)  # gone already: a rolling file
+
+
+def grouped(operations: Iterable[tuple[int, dict]]) -> Iterator[tuple[int, list[dict]]]:
+    """A journal's operations as they are delivered, metrics together; each group with the offset where it ends."""
+    group: list[dict] = []
+    end = count = 0
+    for offset, operation in operations:
+        is_metrics = operation["op"] == "metrics"
+        size = len(operation["metrics"]) if is_metrics else 0
+        if group and (not is_metrics or count + size > MOST_METRICS_A_BATCH):
+            yield end, group
+            group, count = [], 0
+        group.append(operation)
+        end, count = offset, count + size
+        if not is_metrics:
+            yield end, group
+            group, count = [], 0
+    if group:
+        yield end, group
 
 
 def _parts(operations: list[dict]) -> list[dict]:
@@ -172,34 +183,39 @@ class Sender(threading.Thread):
             time.sleep(0.05)
 
 
-def sync(folder: Path, store, run_id: str | None = None) -> dict:
+def sync(folder: Path, store, run_id: str | None = None, *, seconds: float | None = None) -> dict:
     """Delivers all that is pending of a run folder (named by its run ID) now.
 
     Returns {delivered, unsent, trouble}: operations delivered, Journal.unsent() afterwards, and why it stopped early.
+    After `seconds` it returns in any case; what is under way then goes on in the background, and nothing follows it.
     """
     journal = Journal(folder)
-    lock = journal.lock()
+    courier = Courier(journal, store, run_id or Path(folder).name)
+    summary = {"delivered": 0, "trouble": None}
+    if seconds is None:
+        _drain(courier, summary, math.inf)
+        return summary | {"unsent": journal.unsent()}
+    deadline = time.monotonic() + seconds
+    thread = threading.Thread(target=_drain, args=(courier, summary, deadline), name="tracking-sync", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return {**summary, "trouble": summary["trouble"] or (OUT_OF_TIME if thread.is_alive() else None)} | {
+        "unsent": journal.unsent()
+    }
+
+
+def _drain(courier: Courier, summary: dict, deadline: float) -> None:
+    lock = courier.journal.lock()
     if lock is None:
-        trouble = "another process is delivering this run"
-        return {"delivered": 0, "unsent": journal.unsent(), "trouble": trouble}
+        summary["trouble"] = "another process is delivering this run"
+        return
     try:
-        courier = Courier(journal, store, run_id or Path(folder).name)
-        delivered, trouble = _drain(courier)
+        while count := courier.deliver_next():
+            summary["delivered"] += count
+            if time.monotonic() > deadline:
+                summary["trouble"] = OUT_OF_TIME
+                return
+    except (Unavailable, OSError) as error:
+        summary["trouble"] = str(error)
     finally:
         os.close(lock)
-    return {"delivered": delivered, "unsent": journal.unsent(), "trouble": trouble}
-
-
-def _drain(courier: Courier) -> tuple[int, str | None]:
-    delivered = 0
-    try:
-        for count in _deliveries(courier):
-            delivered += count
-    except (Unavailable, OSError) as error:
-        return delivered, str(error)
-    return delivered, None
-
-
-def _deliveries(courier: Courier) -> Iterator[int]:
-    while count := courier.deliver_next():
-        yield count

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from tracking.artifacts import copy_of, sha256_of_file
 from tracking.best import best_run
-from tracking.connection import connect, failures, import_mlflow, is_server, local_folder, sqlite_path, store_uri
+from tracking.connection import connect, failures, import_mlflow, is_server, local_folder, probe, sqlite_path, store_uri
 from tracking.deliver import CHECKPOINT_FILE, CHECKPOINT_FOLDER
 from tracking.errors import DamagedArtifact, ExperimentDeleted, RunUnknown, StoreError
-from tracking.find import RunReference, find_run, runs_named, stored_checkpoints
+from tracking.find import RunReference, find_run, run_copied_from, runs_named, stored_checkpoints
 from tracking.journal import now_ms
 from tracking.records import StoredCheckpoint, StoredRun, stored_run
 from tracking.view import VIEW, arrange_charts
@@ -54,6 +54,14 @@ class Store:
     def __init__(self, uri: str, root: Path, client):
         self.uri, self.root, self.client = uri, root, client
 
+    def answers(self) -> bool:
+        """Whether a call would be answered within seconds; a server that hangs would let it wait for minutes."""
+        try:
+            probe(self.uri)
+        except StoreError:
+            return False
+        return True
+
     # -- runs
 
     def experiment(self, name: str) -> str:
@@ -69,14 +77,22 @@ class Store:
         return found.experiment_id
 
     def create_run(
-        self, experiment: str, run_name: str | None, tags: Mapping[str, object] | None = None
+        self,
+        experiment: str,
+        run_name: str | None,
+        tags: Mapping[str, object] | None = None,
+        *,
+        start_time: int | None = None,
     ) -> tuple[str, str]:
-        """Starts a run in the experiment of that name; its ID and its name, made up where none is given."""
+        """Starts a run in the experiment of that name; its ID and its name, made up where none is given.
+
+        It started at `start_time` (ms), or now.
+        """
         experiment_id = self.experiment(experiment)
         every_tag = {**_context_tags(), **{key: str(value) for key, value in (tags or {}).items()}}
         with failures(self.uri, f"a new run in {experiment}"):
             arrange_charts(self.client, experiment_id)
-            info = self.client.create_run(experiment_id, tags=every_tag, run_name=run_name).info
+            info = self.client.create_run(experiment_id, start_time, every_tag, run_name).info
         return info.run_id, info.run_name
 
     def resume_run(self, run_id: str) -> int:
@@ -133,6 +149,14 @@ class Store:
             return False
         return True
 
+    def known_as(self, run_id: str) -> str | None:
+        """The run's ID in this store: its own, or that of its copy where it is another store's; None of an unknown."""
+        if self.knows(run_id):
+            return run_id
+        with failures(self.uri, f"run {run_id}"):
+            copy = run_copied_from(self.client, run_id)
+        return copy and copy.info.run_id
+
     def run(self, run_id: str) -> StoredRun:
         with failures(self.uri, f"run {run_id}"):
             run = self.client.get_run(run_id)
@@ -168,8 +192,12 @@ class Store:
     # -- checkpoints
 
     def checkpoints(self, run_id: str, *, metric: str = "val/AP") -> list[StoredCheckpoint]:
-        """The checkpoints that the store has whole, by step; `score` is the metric's value. None of an unknown run."""
-        if not self.knows(run_id):
+        """The checkpoints that the store has whole, by step; `score` is the metric's value. None of an unknown run.
+
+        Another store's run has those of its copy.
+        """
+        run_id = self.known_as(run_id)
+        if run_id is None:
             return []
         with failures(self.uri, f"checkpoints of run {run_id}"):
             experiment_id = self.client.get_run(run_id).info.experiment_id

@@ -1,0 +1,235 @@
+"""Whole runs in another store: everything arrives, once, and commands find the copy by either ID."""
+
+import shutil
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import evaluate
+import restore
+import syncing
+import train
+import workspace
+from evaluate import EvaluateConfig
+from models import record
+from restore import RestoreConfig
+from tests.conftest import equal, last_checkpoint, open_store
+from tracking.errors import StoreError
+from tracking.records import COPIED, ORIGIN, ORIGIN_STORE
+from tracking.store import Store
+from tracking.store import open_store as open_any
+from workspace import RunFolder
+
+
+@pytest.fixture
+def laptop(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Store:
+    """Another, empty store."""
+    folder = tmp_path_factory.mktemp("laptop")
+    shutil.copy(empty_database, folder / "mlflow.db")
+    return open_any(folder, f"sqlite:///{folder}/mlflow.db")
+
+
+def everything(store: Store, run_id: str) -> dict:
+    """All that a store knows of a run, with its checkpoints' names for their IDs; files by their hashes."""
+    run, experiment = store.client.get_run(run_id), store.run(run_id).experiment
+    models = {one.model_id: one for one in store.checkpoints(run_id)}
+    own = (ORIGIN, ORIGIN_STORE, COPIED)
+    return {
+        **{key: getattr(run.info, key) for key in ("run_name", "status", "start_time", "end_time")},
+        "experiment": experiment,
+        "params": run.data.params,
+        "tags": {key: value for key, value in run.data.tags.items() if key not in own},
+        "points": {
+            key: [(one.step, one.timestamp, repr(one.value)) for one in store.client.get_metric_history(run_id, key)]
+            for key in run.data.metrics
+        },
+        "datasets": sorted(repr(entry.to_dictionary()) for entry in run.inputs.dataset_inputs),
+        "outputs": sorted((models[one.model_id].name, one.step) for one in run.outputs.model_outputs),
+        "checkpoints": {one.name: checkpoint(store, one) for one in models.values()},
+        "files": files(store, run_id),
+    }
+
+
+def checkpoint(store: Store, stored) -> dict:
+    model = store.client.get_logged_model(stored.model_id)
+    links = [
+        (one.key, one.value, one.step, one.timestamp, one.dataset_name, one.dataset_digest) for one in model.metrics
+    ]
+    path = Path(stored.artifact_location.removeprefix("file://")) / "artifacts" / "checkpoint.pth"
+    assert record.file_sha256(path) == stored.sha256 and store.holds(stored)
+    return {"tags": model.tags, "params": model.params, "sha256": stored.sha256, "links": sorted(links)}
+
+
+def files(store: Store, run_id: str) -> dict[str, str]:
+    root = Path(store.run(run_id).artifact_uri.removeprefix("file://"))
+    return {str(path.relative_to(root)): record.file_sha256(path) for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def evaluations(store: Store, run_id: str) -> list[dict]:
+    found = [run for run in store.newest_runs(50) if run.tags.get("source_run_id") == run_id]
+    whole = [everything(store, run.run_id) for run in found]
+    for one in whole:
+        assert one["tags"].pop("source_run_id") == run_id
+    return whole
+
+
+def rows(store: Store) -> int:
+    """How much the store's database has."""
+    with sqlite3.connect(store.root / "mlflow.db") as database:
+        names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {name: database.execute(f"SELECT * FROM {name}").fetchall() for name in names}
+
+
+def copy_in(store: Store, run_id: str) -> str:
+    copy = store.find_run(run_id)
+    assert copy != run_id and store.find_run(run_id[:8]) == store.find_run(copy) == copy
+    return copy
+
+
+def test_a_whole_run_arrives_once_and_is_completed_when_it_went_on(home, small, laptop, capfd):
+    run_id = train.main(replace(small, run_name="a", group="g", tag=("who=me",), max_steps=4))
+    evaluate.main(EvaluateConfig(run=run_id, split="test", workers=0))
+    source = open_store()
+    syncing.copy_to(laptop.uri, None)
+    copy = copy_in(laptop, run_id)
+    assert everything(laptop, copy) == everything(source, run_id)
+    [evaluation] = evaluations(source, run_id)
+    assert evaluations(laptop, copy) == [evaluation] and evaluation["points"]
+    assert laptop.run(copy).tags[ORIGIN] == run_id and laptop.run(copy).tags[ORIGIN_STORE] == source.uri
+    linked = {one.name: one.metrics for one in laptop.checkpoints(copy)}
+    assert linked == {one.name: one.metrics for one in source.checkpoints(run_id)}
+    assert "eval/shapes/test/AP" in linked["epoch-000"] and not list(workspace.RUNS.glob(".copying/*"))
+
+    before = rows(laptop)
+    capfd.readouterr()
+    syncing.copy_to(laptop.uri, None)
+    assert rows(laptop) == before and "nothing new" in capfd.readouterr().err
+
+    train.main(replace(small, run_name="a", group="g", resume="auto"))
+    shutil.rmtree(RunFolder(run_id).path)  # its store has it
+    syncing.copy_to(laptop.uri, None)
+    assert everything(laptop, copy) == everything(source, run_id)
+    assert "2 checkpoints" not in (said := capfd.readouterr().err) and "1 checkpoints" in said
+    assert len(laptop.checkpoints(copy)) == 2 and laptop.run(copy).tags["resumed"] == "1"
+
+
+def test_the_copy_is_restored_evaluated_repeated_and_resumed_by_either_id(home, small, laptop, monkeypatch, capfd):
+    run_id = train.main(replace(small, run_name="a", max_steps=4))
+    syncing.copy_to(laptop.uri, run_id[:6])
+    whole = train.main(replace(small, run_name="whole"))
+    copy = copy_in(laptop, run_id)
+    weights = last_checkpoint(whole)["model_state_dict"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", laptop.uri)
+    for word in (run_id, copy, run_id[:7]):
+        path = restore.main(RestoreConfig(run=word, output=home / "restored"))
+        entry = record.inspect(path).entry
+        assert (entry["run_id"], entry["tracking_uri"]) == (copy, laptop.uri)
+        report = evaluate.main(EvaluateConfig(run=word, split="test", workers=0, no_log=word != run_id))
+    assert laptop.run(report["evaluation_run_id"] or copy)
+    evaluation = evaluate.main(EvaluateConfig(checkpoint=path, split="test", workers=0))  # the file names its origin
+    assert evaluation["model_id"] in {one.model_id for one in laptop.checkpoints(copy)}
+    assert laptop.run(evaluation["evaluation_run_id"]).tags["source_run_id"] == copy
+    assert train.configuration(run_id).run_name is None
+    again = train.main(replace(small, max_steps=8, resume=run_id))
+    assert again == copy and equal(last_checkpoint(copy)["model_state_dict"], weights)
+    assert "went on there by itself" not in capfd.readouterr().err
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    before = rows(laptop)
+    syncing.copy_to(laptop.uri, run_id)
+    assert "went on there by itself" in capfd.readouterr().err and rows(laptop) == before
+    assert not laptop.knows(run_id) and laptop.run(copy).status == "FINISHED"
+
+
+def test_what_a_lost_store_does_not_give_comes_from_the_run_folder_and_the_rest_is_named(home, small, laptop, capfd):
+    run_id = train.main(replace(small, run_name="a", tag=("who=me",)))
+    source = open_store()
+    was = everything(source, run_id)
+    lost = home / "lost.db"
+    (home / "mlflow.db").rename(lost)
+    workspace.PUBLISHED.unlink()
+    with pytest.raises(StoreError, match=f"Not everything of 1 runs.*{run_id}"):
+        syncing.copy_to(laptop.uri, run_id)
+    said = capfd.readouterr().err.rpartition(f"only in {source.uri}: ")[2]
+    assert said.startswith("checkpoint epoch-000, ") and "epoch-001" not in said and "figures/ap.png" in said
+    copy = copy_in(laptop, run_id)
+    now = everything(laptop, copy)
+    for key in ("run_name", "status", "end_time", "experiment", "params", "datasets"):
+        assert now[key] == was[key], key
+    for key, points in was["points"].items():
+        assert now["points"][key] == points
+    assert now["tags"]["who"] == "me" and list(now["checkpoints"]) == ["epoch-001"]
+    assert now["checkpoints"]["epoch-001"]["sha256"] == was["checkpoints"]["epoch-001"]["sha256"]
+    assert now["files"]["config.json"] == was["files"]["config.json"] and "figures/ap.png" not in now["files"]
+    before = rows(laptop)
+    with pytest.raises(StoreError):
+        syncing.copy_to(laptop.uri, None)
+    assert rows(laptop).keys() == before.keys() and everything(laptop, copy) == now
+
+    lost.rename(home / "mlflow.db")  # it is back
+    syncing.copy_to(laptop.uri, None)
+    assert everything(laptop, copy) == was | {"start_time": now["start_time"]}
+
+
+def test_a_dead_run_of_a_lost_store_is_not_running_for_ever(home, small, laptop):
+    run_id = train.main(replace(small, run_name="a", max_steps=4))
+    folder = RunFolder(run_id)
+    lines = folder.path.joinpath("journal.jsonl").read_bytes().splitlines(keepends=True)
+    folder.path.joinpath("journal.jsonl").write_bytes(b"".join(lines[:-1]))  # killed before it could say so
+    folder.update(state="running")
+    (home / "mlflow.db").unlink()
+    with pytest.raises(StoreError):
+        syncing.copy_to(laptop.uri, run_id)
+    copy = laptop.run(copy_in(laptop, run_id))
+    assert copy.status == "KILLED" and copy.end_time == int(1000 * folder.state()["updated"])
+
+
+def test_a_damaged_checkpoint_is_named_and_holds_nothing_up(home, small, laptop, capfd):
+    run_id = train.main(small)
+    source = open_store()
+    first, second = source.checkpoints(run_id)
+    stored = Path(first.artifact_location.removeprefix("file://")) / "artifacts" / "checkpoint.pth"
+    content = bytearray(stored.read_bytes())
+    content[len(content) // 2] ^= 1
+    stored.unlink()
+    stored.write_bytes(content)
+    with pytest.raises(StoreError):
+        syncing.copy_to(laptop.uri, None)
+    assert "lacking: checkpoint epoch-000 (" in capfd.readouterr().err
+    copy = copy_in(laptop, run_id)
+    assert [one.sha256 for one in laptop.checkpoints(copy)] == [second.sha256]
+    assert laptop.run(copy).status == "FINISHED" and "figures/ap.png" in files(laptop, copy)
+
+
+def test_a_copy_that_was_deleted_stays_so_and_one_that_is_as_it_was_does_not_come_back(
+    home, small, laptop, monkeypatch, capfd
+):
+    run_id = train.main(replace(small, max_steps=1))
+    syncing.copy_to(laptop.uri, None)
+    copy, home_uri = copy_in(laptop, run_id), open_store().uri
+    before = rows(open_store())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", laptop.uri)
+    capfd.readouterr()
+    syncing.copy_to(home_uri, copy)
+    assert "is its origin" in capfd.readouterr().err and rows(open_any(home, home_uri)) == before
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    laptop.client.delete_run(copy)
+    syncing.copy_to(laptop.uri, None)
+    assert "was deleted there" in capfd.readouterr().err
+    assert [run.run_id for run in laptop.newest_runs(5)] == []
+
+
+def test_words_that_do_not_go_together_are_refused(home, run_script, laptop):
+    for arguments, word in (
+        (["--to", laptop.uri], "--sync"),
+        (["--sync", "--run", "a"], "--to"),
+        (["--sync", "--to", "laptop"], "tracking URI"),
+        (["--sync", "--to", laptop.uri], "no run here"),
+        (["--sync", "--to", open_store().uri], "another store"),
+    ):
+        process = run_script("status.py", *arguments)
+        assert process.returncode == 2 and word in process.stderr, process.stderr
+    process = run_script("status.py", "--sync", "--to", laptop.uri, "--run", "nobody")
+    assert process.returncode == 2 and "No run 'nobody'" in process.stderr

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ try:
 except ModuleNotFoundError:
     print("error: the packages are missing. In a new shell first: . .venv/bin/activate (README.md)", file=sys.stderr)
     raise SystemExit(2) from None
+
+from retention import KEEP_ALL, parse_keep
 
 # Threads that wait by spinning make every step several times slower as soon as another process needs a core.
 # It must be set before torch starts its threads.
@@ -29,6 +32,8 @@ File = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="
 Ints = Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N …", help_behavior_hint="")]
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME …", help_behavior_hint="")]
 Run = Annotated[str | None, tyro.conf.arg(metavar="[RUN]", help_behavior_hint="")]
+Size = Annotated[str | None, tyro.conf.arg(metavar="SIZE", help_behavior_hint="")]
+Runs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[RUN …]", help_behavior_hint="")]
 Registered = Annotated[str | None, tyro.conf.arg(metavar="NAME@ALIAS", help_behavior_hint="")]
 Uri = Annotated[str | None, tyro.conf.arg(metavar="URI", help_behavior_hint="")]
 Classes = Annotated[str | None, tyro.conf.arg(metavar="coco|FILE", help_behavior_hint="")]
@@ -122,6 +127,13 @@ class TrainConfig:
     """Stop early when this many validations in a row have not beaten the best. [off]"""
     checkpoint_every: str = "10m"
     """Also write the resumable last.pth in mid-epoch: 500 (steps) or 10m (minutes)."""
+    keep: str = KEEP_ALL
+    """Checkpoints that keep their files: all, or best, last, every:N (epochs), joined by commas (best,every:5).
+    The others keep their metrics. The best, the last while the run may go on, and registered ones stay in any case."""
+    disk_budget: Size = None
+    """Space this run may use on this machine (20GB), where a quota is not what df shows. [the disk's free space]
+    Refused before training where the checkpoints will not fit; passed in training, it is a full disk: stop, resumable.
+    It counts runs/<run id>, the run's checkpoints in a local store, and its copy at models/faster_rcnn."""
     publish: Literal["auto", "always", "never"] = "auto"
     """Keep models/faster_rcnn at the run's best: unless another run publishes or it is pinned; always; never."""
 
@@ -178,6 +190,9 @@ class TrainConfig:
         if not self.experiment.strip():
             raise ConfigError("--experiment needs a name")
         parse_interval(self.checkpoint_every)
+        require_keep(self.keep)
+        if self.disk_budget is not None:
+            parse_size(self.disk_budget)
         for pair in self.tag:
             if not pair.partition("=")[0] or "=" not in pair:
                 raise ConfigError(f"--tag takes KEY=VALUE, not {pair!r}")
@@ -286,6 +301,7 @@ def with_model_of(config: TrainConfig, architecture: dict[str, Any]) -> TrainCon
 
 MAY_CHANGE = (
     *("epochs", "max_steps", "patience", "device", "workers", "checkpoint_every", "publish", "tag"),
+    *("keep", "disk_budget"),
     *("resume", "from_run", "strict", "dry_run", "allow_change"),
 )
 # These bend the course of the run, and only when --allow-change says so. Others would contradict its weights, its
@@ -358,6 +374,23 @@ def parse_interval(text: str) -> tuple[str, float]:
     if not 0 < value < math.inf or (unit == "steps" and value != int(value)):
         raise ConfigError(f"--checkpoint-every takes steps (500) or minutes (10m), not {text!r}")
     return unit, value
+
+
+def require_keep(text: str) -> None:
+    """ConfigError when --keep says nothing."""
+    try:
+        parse_keep(text)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def parse_size(text: str) -> int:
+    """`20GB` → 20 000 000 000 bytes; GiB are counted in 1024s."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MGT])(i?)B", text)
+    size = float(match[1]) * (1024 if match[3] else 1000) ** {"M": 2, "G": 3, "T": 4}[match[2]] if match else 0
+    if size < 1:
+        raise ConfigError(f"--disk-budget takes a size such as 20GB, 500MB or 1.5TB, not {text!r}")
+    return int(size)
 
 
 def to_plain(config: Any) -> dict[str, Any]:

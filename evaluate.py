@@ -199,7 +199,7 @@ def say_if_changed(checkpoint: dict[str, Any], data: Any, config: EvaluateConfig
 def log(store: Any, report: dict[str, Any], checkpoint: dict[str, Any], sha256: str, data: Any) -> dict[str, Any]:
     """Write the evaluation's own MLflow run, linked to the checkpoint's LoggedModel where the store knows it."""
     run_id = checkpoint.get("run_id")
-    known = store.checkpoints(run_id) if run_id else []
+    known = store.checkpoints(run_id, with_pruned=True) if run_id else []
     stored = next((one for one in known if one.sha256 == sha256), None)
     if stored is None:
         say(f"note: {store.uri} does not have this checkpoint: the evaluation is linked to none")

@@ -12,6 +12,7 @@ from typing import Any
 import workspace
 from config import TrainConfig
 from models import record
+from progress import say
 from tracking.connection import store_uri
 from tracking.errors import RunUnknown
 from workspace import BEST, RunFolder, WorkspaceError, deliver_if_idle, local_run, run_folders
@@ -78,22 +79,24 @@ def choose(store: Any, word: str, which: str, metric: str, experiment: str | Non
     """
     named = run_named(store, word, experiment, metric)
     deliver_if_idle(store, RunFolder(named.run_id))
-    known = store.checkpoints(named.run_id)
+    known = store.checkpoints(named.run_id, with_pruned=True)
     run = None if known else store.run(named.run_id)
     if run and run.is_evaluation:
         source = run.tags.get("source_run_id")
         raise WorkspaceError(f"{word} is the evaluation of run {source}, it has no checkpoint itself")
     registered = [one for one in known if one.model_id == named.model_id]
-    return registered[0] if registered else select(known, which, metric, named.run_id)
+    return require_kept(registered[0], known) if registered else select(known, which, metric, named.run_id)
 
 
 def select(checkpoints: list[Any], which: str, metric: str, run_id: str) -> Any:
-    """The stored checkpoint of a run that `which` (best, last, an epoch's number or a checkpoint's name) names."""
-    known = ", ".join(one.name for one in checkpoints)
+    """The stored checkpoint of a run that `which` (best, last, an epoch's number or a checkpoint's name) names.
+
+    Of pruned ones, the best gives way to the best that is left, which is said; any other is a WorkspaceError.
+    """
     if not checkpoints:
         raise WorkspaceError(f"Run {run_id} has no checkpoint in the store (yet). See: python status.py")
     if which == "last":
-        return checkpoints[-1]
+        return require_kept(checkpoints[-1], checkpoints)
     if which == "best":
         scored = [one for one in checkpoints if metric in one.metrics]
         if not scored:
@@ -101,14 +104,40 @@ def select(checkpoints: list[Any], which: str, metric: str, run_id: str) -> Any:
             raise WorkspaceError(
                 f"No checkpoint of run {run_id} has {metric!r}; it has: {', '.join(metrics) or 'none'}"
             )
-        return max(scored, key=lambda one: one.metrics[metric])  # the earliest of equals
+        return best_kept(scored, metric)
     name = f"epoch-{int(which):03d}" if which.isdecimal() else which
     matching = [one for one in checkpoints if one.name == name]
     if not matching:
+        known = ", ".join(one.name for one in checkpoints if not one.pruned)
         raise WorkspaceError(
             f"Run {run_id} has no checkpoint {which!r}: best, last or an epoch's number; it has {known}"
         )
-    return matching[-1]
+    return require_kept(matching[-1], checkpoints)
+
+
+def best_kept(scored: list[Any], metric: str) -> Any:
+    """The best by the metric, the earliest of equals, of those whose files were not pruned."""
+    best = max(scored, key=lambda one: one.metrics[metric])
+    kept = [one for one in scored if not one.pruned]
+    if not kept or not best.pruned:
+        return require_kept(best, scored)
+    chosen = max(kept, key=lambda one: one.metrics[metric])
+    say(
+        f"note: {best.name} has the best {metric} ({best.metrics[metric]:.4f}), but was pruned ({best.pruned}); "
+        f"the best that is left is {chosen.name} ({chosen.metrics[metric]:.4f})"
+    )
+    return chosen
+
+
+def require_kept(checkpoint: Any, checkpoints: list[Any]) -> Any:
+    """The checkpoint, or WorkspaceError that says when and why its file was pruned, and which of the run are there."""
+    if checkpoint.pruned:
+        there = ", ".join(one.name for one in checkpoints if not one.pruned) or "none"
+        raise WorkspaceError(
+            f"The file of {checkpoint.name} of run {checkpoint.run_id} was pruned ({checkpoint.pruned}); "
+            f"its metrics are in MLflow. The run still has: {there}"
+        )
+    return checkpoint
 
 
 def fetch(store: Any, word: str, which: str, metric: str, to: Path, experiment: str | None = None) -> tuple[Path, Any]:

@@ -1,6 +1,5 @@
 """A run while it trains: its folder and lock, journal and sender, checkpoints and publishing, as one object."""
 
-import errno
 import gzip
 import json
 import time
@@ -9,12 +8,15 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
+import config as options
+import disk
 import publishing
 import workspace
 from description import describe_run
 from models import record
 from pace import Pace
 from progress import duration, say
+from retention import KEEP_ALL, newest_and_best, parse_keep
 from tracking.journal import REFUSED
 from tracking.records import PROGRESS, last_word
 from workspace import RunFolder
@@ -67,13 +69,28 @@ class LiveRun:
     """A context manager: leaving it ends the run truthfully (FINISHED, KILLED or FAILED) and delivers the rest."""
 
     def __init__(
-        self, store: Any, info: RunInfo, *, publish: str, resumed: bool, position: dict[str, Any], optimizer: Any
+        self,
+        store: Any,
+        info: RunInfo,
+        *,
+        publish: str,
+        resumed: bool,
+        position: dict[str, Any],
+        optimizer: Any,
+        checkpoint_bytes: int,
     ):
         self.store, self.info, self.how_to_publish, self.resumed = store, info, publish, resumed
         self.optimizer = optimizer  # which waits for a checkpoint's copy
         self.folder = RunFolder(info.run_id)
         self.stack = ExitStack()
         self.position = dict(position)  # epoch, step and best
+        self.kept_elsewhere: dict[str, Any] = {}  # this run's checkpoints that only another machine's journal names
+        self.budget = disk.Budget(
+            limit=info.config["disk_budget"] and options.parse_size(info.config["disk_budget"]),
+            folder=self.folder,
+            checkpoint_bytes=checkpoint_bytes,
+            store_is_here=store.artifact_root is not None,
+        )
         self.state_written = 0.0
         self.queued: dict[str, tuple[int, float]] = {}  # (step, value) of the scores on their way into the journal
 
@@ -123,6 +140,10 @@ class LiveRun:
                 "started": before.get("started", time.time()),
             },
         )
+        if self.resumed and info.config["keep"] != KEEP_ALL:
+            stored = self.store.checkpoints(info.run_id)
+            self.kept_elsewhere = {one.name: one for one in stored if not self.tracked.journal.has_checkpoint(one.name)}
+            self._prune(self.position["best"])
         self.sender = Sender(self.folder.path, self.store, heartbeat=self.heartbeat)
         self.sender.start()
 
@@ -162,6 +183,7 @@ class LiveRun:
     def _save_last(self, checkpoint: dict[str, Any], share: bool) -> str:
         from models.checkpoint import save
 
+        self.budget.require_room(self.tracked.journal.kept_checkpoints())
         sha256 = save(checkpoint, self.folder.last)
         if share:
             self.tracked.recovery_point(self.folder.last, step=checkpoint["step"], sha256=sha256)
@@ -171,7 +193,7 @@ class LiveRun:
         """Whether that checkpoint is on its way to the store, or there."""
         if self.tracked.journal.has_checkpoint(name):
             return True
-        return any(one.name == name for one in self.store.checkpoints(self.info.run_id))
+        return any(one.name == name for one in self.store.checkpoints(self.info.run_id, with_pruned=True))
 
     def log_checkpoint(self, name: str, checkpoint: dict[str, Any], scores: dict[str, float]) -> None:
         """Save a finished epoch's checkpoint, queue it for MLflow, and publish it when it is the best so far.
@@ -199,10 +221,20 @@ class LiveRun:
                 dataset=(f"{self.info.dataset['name']}-val", digest),
             )
         self.folder.update(**{key: checkpoint[key] for key in ("epoch", "step", "best")}, checkpoint_sha256=sha256)
+        self._prune(checkpoint["best"])
         self.tracked.tags(self.progress())
         self.describe("training")
         if checkpoint["best"] and checkpoint["best"]["step"] == checkpoint["step"]:
             self._publish(record.describe(checkpoint) | {"sha256": sha256, "role": "best"})
+
+    def _prune(self, best: dict[str, Any] | None) -> None:
+        """Queue that the files of checkpoints go that --keep does not name, save the best and the last."""
+        keep = self.info.config["keep"]
+        kept = self.kept_elsewhere | self.tracked.journal.kept_checkpoints()
+        stay = newest_and_best(kept, best)
+        for name in parse_keep(keep).superseded(kept, stay=stay):
+            self.tracked.prune(name, f"--keep {keep}")
+            self.kept_elsewhere.pop(name, None)
 
     def _log_best(self, checkpoint: dict[str, Any]) -> None:
         """The best so far as a metric of its own: the UI's table of runs shows the newest value of each."""
@@ -231,9 +263,8 @@ class LiveRun:
             if unwritten and (error is None or isinstance(error, Stopped)):
                 error = unwritten
             self._end(error)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                message = f"The disk is full: {error}. Free some, then: {self.resume_command}"
-                raise workspace.WorkspaceError(message, exit_code=5) from error
+            if disk.is_full(error):
+                raise workspace.WorkspaceError(disk.told(error, self.folder), exit_code=5) from error
             if error is unwritten and unwritten is not None:
                 raise unwritten
 
@@ -245,12 +276,8 @@ class LiveRun:
             return error
         return None
 
-    @property
-    def resume_command(self) -> str:
-        return f"python train.py --resume {self.info.run_id}"
-
     def _end(self, error: BaseException | None) -> None:
-        resumable = isinstance(error, Stopped | KeyboardInterrupt | OSError)
+        resumable = isinstance(error, Stopped | KeyboardInterrupt | OSError) or disk.is_full(error)
         status = "FINISHED" if error is None else "KILLED" if resumable else "FAILED"
         try:
             state = {"FINISHED": "finished", "KILLED": "interrupted", "FAILED": "failed"}[status]

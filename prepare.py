@@ -1,5 +1,6 @@
 """Everything of a training run before its first step: data, model, starting weights, optimizer, where it continues."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 import config as options
+import disk
 import engine
 import fetching
 import metrics
@@ -24,7 +26,9 @@ from live_run import RunInfo
 from models.record import FORMAT
 from progress import say
 from resuming import Position, Start
+from retention import newest_and_best, parse_keep
 from tracking import environment
+from tracking.journal import Journal
 from tracking.store import Store
 
 
@@ -62,6 +66,7 @@ class Job:
     schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
     position: Position
+    forecast: disk.Forecast
     code: dict[str, Any]
     resumed: bool
     changed: dict[str, tuple[Any, Any]]  # options of a resumed run: what each was, and is now
@@ -117,6 +122,8 @@ def prepare(start: Start) -> Job:
         say(resuming.receipt(saved, position, source))
     for note in notes:
         say(note)
+    forecast = disk_forecast(config, store, position, plan, checkpoint_bytes(model, average, optimizer, config))
+    require_budget(config, forecast, store, run_id, position)
     left_open = tuple(sorted(defaults)) if run_id is None else tuple(start.facts.get("defaults", ()))
     info = run_info(config, store, run_id, data, architecture, plan, code, left_open)
     return Job(
@@ -136,6 +143,7 @@ def prepare(start: Start) -> Job:
         schedule=schedule,
         scaler=scaler,
         position=position,
+        forecast=forecast,
         code=code,
         resumed=run_id is not None,
         changed=changed,
@@ -195,6 +203,51 @@ def make_plan(config: TrainConfig, *, batches_per_epoch: int) -> Plan:
     total = config.epochs * steps
     last = min(total, config.max_steps or total)
     return Plan(batches_per_epoch=batches_per_epoch, steps_per_epoch=steps, total_steps=total, last_step=last)
+
+
+def checkpoint_bytes(
+    model: torch.nn.Module, average: AveragedModel | None, optimizer: torch.optim.Optimizer, config: TrainConfig
+) -> int:
+    """The size of a checkpoint of this run, before the optimizer has a state to be measured."""
+
+    def size(tensors: Iterable[torch.Tensor]) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    weights = size(model.state_dict().values()) * (1 if average is None else 2)
+    moments = {"sgd": 1 if config.momentum else 0, "adamw": 2}[config.optimizer]
+    return weights + moments * size(one for group in optimizer.param_groups for one in group["params"])
+
+
+def disk_forecast(
+    config: TrainConfig, store: Store, position: Position, plan: Plan, checkpoint_bytes: int
+) -> disk.Forecast:
+    """The space that what is left of the run needs."""
+    names = [f"epoch-{epoch:03d}" for epoch in range(position.epoch + 1, plan.last_step // plan.steps_per_epoch)]
+    names += [f"step-{plan.last_step:06d}"] if plan.last_step % plan.steps_per_epoch else []
+    return disk.Forecast(
+        checkpoint_bytes=checkpoint_bytes,
+        names=tuple(names) if position.step < plan.last_step else (),
+        keep=config.keep,
+        artifact_root=store.artifact_root,
+        publishes=config.publish != "never",
+    )
+
+
+def require_budget(
+    config: TrainConfig, forecast: disk.Forecast, store: Store, run_id: str | None, position: Position
+) -> None:
+    """WorkspaceError (exit code 5) when the run will not fit into its --disk-budget."""
+    if config.disk_budget is None:
+        return
+    limit, held = options.parse_size(config.disk_budget), 0
+    if run_id and store.artifact_root:  # of what the run has, what it may keep
+        kept = Journal(workspace.RunFolder(run_id).path).kept_checkpoints()
+        gone = parse_keep(config.keep).superseded(kept, stay=newest_and_best(kept, position.best))
+        held = sum(one.size_bytes for name, one in kept.items() if name not in gone)
+    if held + forecast.bytes() > limit:
+        has = f", beside {disk.in_words(held)} that the run has already" if held else ""
+        message = f"{forecast}{has}, and --disk-budget {config.disk_budget} is less. {forecast.mend(limit, held)}"
+        raise workspace.WorkspaceError(message, exit_code=5)
 
 
 def run_info(

@@ -21,6 +21,7 @@ def log_beginning(run: LiveRun, job: Job) -> None:
     """Parameters, code, environment, command line and data, into the run's journal."""
     tracked = run.tracked
     run.describe("training")
+    tracked.tags({"keep": job.config.keep, "disk_forecast": str(job.forecast)})
     if job.resumed:
         step = job.position.step
         tracked.tags(job.config.tags | {"resumed_at_step": str(step), "resumed_by": environment.command_line()})

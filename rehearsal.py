@@ -11,6 +11,7 @@ import torch
 import engine
 import workspace
 from data.dataset import train_loader
+from disk import in_words
 from models import checkpoint as checkpoints
 from prepare import Job, snapshot
 from progress import duration
@@ -24,18 +25,12 @@ def rehearse(job: Job) -> str:
     batch = largest_batch(job)
     step = time_step(job, batch)
     left = plan.last_step - job.position.step
-    size, room = checkpoint_bytes(job), shutil.disk_usage(workspace.ROOT).free
-    count = -(-left // plan.steps_per_epoch)
-    if size * (count + 1) > room:  # the new last.pth lies beside the old one for a moment
-        raise workspace.WorkspaceError(
-            f"{count} checkpoints of {megabytes(size)} need {megabytes(size * count)}, and {workspace.ROOT} has "
-            f"{megabytes(room)} free. Free some, or train fewer epochs",
-            exit_code=5,
-        )
+    require_writing(job)
+    if shortage := job.forecast.shortage():
+        raise workspace.WorkspaceError(shortage, exit_code=5)
     parameters = list(job.model.parameters())
     training = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in parameters)
-    named = "1 checkpoint" if count == 1 else f"{count} checkpoints"
     batches = f"{config.accumulate} × " if config.accumulate > 1 else ""
     rows = {
         "data": job.data.describe()[0],
@@ -43,8 +38,8 @@ def rehearse(job: Job) -> str:
         "run": f"{left} steps of {batches}{config.batch_size} images, {plan.steps_per_epoch} an epoch",
         "step": f"{step.seconds:.2f} s for the largest batch on {job.device} (loss {step.losses['loss']:.3f}): "
         f"at most about {duration(step.seconds * left)} for all, beside the validations",
-        "memory": f"{megabytes(peak_memory(job.device))} at the peak",
-        "disk": f"{named} of {megabytes(size)}: {megabytes(size * count)} in all, {megabytes(room)} free",
+        "memory": f"{in_words(peak_memory(job.device))} at the peak",
+        "disk": f"{job.forecast}, {in_words(shutil.disk_usage(workspace.ROOT).free)} are free",
     }
     return "\n".join(f"{name:<7} {text}" for name, text in rows.items())
 
@@ -87,20 +82,14 @@ def time_step(job: Job, batch: Sequence[tuple[int, int]]) -> engine.Step:
     return list(steps)[-1]
 
 
-def checkpoint_bytes(job: Job) -> int:
-    """The size of a checkpoint of this run, written once for real."""
+def require_writing(job: Job) -> None:
+    """Write a checkpoint once for real: whatever hinders that is told now."""
     workspace.require_writable(workspace.RUNS, mend="Make it writable")
     with tempfile.TemporaryDirectory(dir=workspace.RUNS, prefix=".dry-run-") as folder:
-        path = Path(folder) / "checkpoint.pth"
-        checkpoints.save(snapshot(job), path)
-        return path.stat().st_size
+        checkpoints.save(snapshot(job), Path(folder) / "checkpoint.pth")
 
 
 def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
-
-
-def megabytes(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

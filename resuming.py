@@ -31,6 +31,7 @@ FACTS = "run.json"  # a run's artifact: what RunInfo says of it
 LIMITS = ("epochs", "max_steps", "patience")
 OF_ONE_START = ("resume", "from_run", "strict", "dry_run", "allow_change", "tag", "run_name")
 OF_OPTIMIZATION = {"lr", "momentum", "weight_decay", "schedule", "milestones", "warmup_steps", "epochs"}
+DISK = ("keep", "disk_budget")
 WATCH_SECONDS = 2.5 * HEARTBEAT_SECONDS
 
 
@@ -190,7 +191,7 @@ def resumable_checkpoint(store: Store, run_id: str) -> tuple[dict[str, Any], str
     from models import checkpoint as checkpoints
 
     last = workspace.RunFolder(run_id).last
-    stored, point = store.checkpoints(run_id), recovery_point(store.run(run_id).tags)
+    stored, point = store.checkpoints(run_id, with_pruned=True), recovery_point(store.run(run_id).tags)
     step_stored = max(stored[-1].step if stored else -1, point.get("step", -1))
     try:
         if last.exists():
@@ -200,8 +201,14 @@ def resumable_checkpoint(store: Store, run_id: str) -> tuple[dict[str, Any], str
             say(f"{last} (step {saved.get('step')}) is behind MLflow (step {step_stored}): the run went on elsewhere")
     except CheckpointError as error:
         say(f"{error}; what MLflow has is used instead")
+    is_recovered = bool(point) and (not stored or point["step"] > stored[-1].step)
+    if stored and stored[-1].pruned and not is_recovered:
+        raise workspace.WorkspaceError(
+            f"Run {run_id} cannot go on: its last state, {stored[-1].name}, was pruned ({stored[-1].pruned}). "
+            f"A new run can start from its best: python train.py --weights {run_id}"
+        )
     with tempfile.TemporaryDirectory(prefix="resume-") as folder:
-        if point and (not stored or point["step"] > stored[-1].step):
+        if is_recovered:
             try:
                 return checkpoints.load(download_recovery(store, run_id, Path(folder))), "the recovery point in MLflow"
             except (CheckpointError, StoreError) as error:
@@ -288,7 +295,7 @@ def repetition(
     if config.strict and notes:
         raise workspace.WorkspaceError("\n".join([f"--strict: run {config.from_run} cannot be repeated here", *notes]))
     before, now = facts["config"], options.to_plain(config)
-    ignored = {"run_name", "resume", "from_run", "strict", "dry_run", "tag", "publish", "workers"}
+    ignored = {"run_name", "resume", "from_run", "strict", "dry_run", "tag", "publish", "workers", *DISK}
     changed = [name for name in now if name not in ignored and now[name] != before.get(name)]
     changes = [f"  {options.flag(name)} {before.get(name)} → {now[name]}" for name in changed]
     return [f"repeating run {config.from_run}" + (", with" if changes else ""), *changes, *(notes or [as_then(code)])]

@@ -56,11 +56,13 @@ def train(config: TrainConfig) -> str:
         return rehearse(job)
     if job.resumed and is_done(job) and resuming.has_finished(job.store, job.info.run_id):
         return already_finished(start)
+    if shortage := job.forecast.shortage():
+        say(f"warning: {shortage}")
     recovery = RecoveryClock(config.checkpoint_every)
 
     begins_at = {"epoch": position.epoch, "step": position.step, "best": position.best}
     life = {"publish": config.publish, "resumed": job.resumed, "position": begins_at, "optimizer": job.optimizer}
-    live = LiveRun(job.store, job.info, **life)
+    live = LiveRun(job.store, job.info, **life, checkpoint_bytes=job.forecast.checkpoint_bytes)
     with stop_on_signals() as stop, live as run, named_loss(run, job):
         log_beginning(run, job)
         say_where(job, run.pages)

@@ -13,13 +13,13 @@ LAYERS = (
     ("benchmarks",),
     ("recipes",),  # models/registry.py imports one when it is asked for by name, and from nowhere else
     ("train",),
-    ("evaluate", "infer", "restore", "status", "provenance", "rehearsal", "report"),
+    ("evaluate", "infer", "restore", "status", "prune", "provenance", "rehearsal", "report"),
     ("prepare",),
     ("live_run", "resuming", "building", "sources"),
-    ("publishing", "description", "series", "fetching", "syncing"),
+    ("publishing", "description", "series", "fetching", "syncing", "disk"),
     ("workspace",),
     ("config", "engine", "metrics", "figures", "formats", "tracking", "models", "data"),
-    ("progress", "pace"),
+    ("progress", "pace", "retention"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

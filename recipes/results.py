@@ -64,7 +64,7 @@ def result_row(store: Store, evaluation: Any, split: str) -> dict[str, Any] | No
         return None
     run = store.run(evaluation.data.tags["source_run_id"])
     name = evaluation.data.tags.get("checkpoint")
-    checkpoint = next((one for one in store.checkpoints(run.run_id) if one.name == name), None)
+    checkpoint = next((one for one in store.checkpoints(run.run_id, with_pruned=True) if one.name == name), None)
     classes = {
         f"AP {key.removeprefix('AP/')}": f"{value:.4f}" for key, value in scores.items() if key.startswith("AP/")
     }

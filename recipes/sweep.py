@@ -43,7 +43,7 @@ def best_of(run_id: str, metric: str) -> float:
 
     if best := workspace.RunFolder(run_id).state().get("best"):
         return best["value"]
-    checkpoints = open_store(workspace.ROOT).checkpoints(run_id, metric=metric)
+    checkpoints = open_store(workspace.ROOT).checkpoints(run_id, metric=metric, with_pruned=True)
     return max(one.score for one in checkpoints if one.score is not None)
 
 

@@ -9,13 +9,14 @@ from tracking.records import StoredCheckpoint
 
 
 def best_run(client, experiment: str, metric: str) -> RunReference:
-    """The run whose checkpoint has the highest `metric`, the earliest of equals; deleted runs do not count.
+    """The run whose checkpoint has the highest `metric`, the earliest of equals; deleted and pruned ones do not count.
 
     RunUnknown where there is none, and where the metric was measured on different data: those are no comparison.
     """
     (experiment_id,) = experiment_ids_of(client, experiment)
     runs = _present_runs(client, experiment_id)
-    known = [one for one in stored_checkpoints(client, experiment_id, metric) if one.run_id in runs]
+    found = stored_checkpoints(client, experiment_id, metric)
+    known = [one for one in found if one.run_id in runs and not one.pruned]
     scored = sorted((one for one in known if one.score is not None), key=lambda one: one.created)
     if not scored:
         metrics = ", ".join(sorted({name for one in known for name in one.metrics})) or "no metric"

@@ -1,5 +1,6 @@
 """Where mlflow is imported (quietly, with short timeouts), and what to say when a store is out of reach."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -12,10 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tracking.errors import RunUnknown, StoreError
+from tracking.errors import RunUnknown, StoreError, StoreFull
 
 SERVER_PROBE_SECONDS = 4.0
 STORE_LOCK_SECONDS = 60.0
+SQLITE_FULL = "database or disk is full"
 
 # Set before mlflow is imported, and only where the user has not: mlflow's own defaults block for four minutes when a
 # server is gone. The timeout has to leave a server time to hand a big upload on to its object storage.
@@ -68,7 +70,7 @@ def connect(uri: str):
             client = mlflow.MlflowClient(tracking_uri=uri)
             client.search_experiments(max_results=1)
     except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
-        raise StoreError(_unreachable(uri, first_line(error))) from error
+        raise _kind(error)(_unreachable(uri, first_line(error))) from error
     return client
 
 
@@ -81,9 +83,14 @@ def failures(uri: str, what: str) -> Iterator[None]:
     except mlflow.MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise RunUnknown(f"The tracking store {uri} does not know {what}: {first_line(error)}") from error
-        raise StoreError(f"The tracking store {uri} failed at {what}: {first_line(error)}") from error
+        raise _kind(error)(f"The tracking store {uri} failed at {what}: {first_line(error)}") from error
     except OSError as error:
-        raise StoreError(f"The tracking store {uri} failed at {what}: {first_line(error)}") from error
+        raise _kind(error)(f"The tracking store {uri} failed at {what}: {first_line(error)}") from error
+
+
+def _kind(error: Exception) -> type[StoreError]:
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return StoreFull if is_full or SQLITE_FULL in str(error) else StoreError
 
 
 def is_server(uri: str) -> bool:

@@ -11,11 +11,12 @@ from pathlib import Path
 from tracking.artifacts import link_into_store, sha256_of_file, write_preview
 from tracking.connection import first_line, import_mlflow, local_folder
 from tracking.errors import StoreError
+from tracking.journal import dropped_mark
+from tracking.pruning import CannotFree, free_files, pruned_tag
+from tracking.records import CHECKPOINT_FILE, CHECKPOINT_FOLDER, PRUNED
 
 NOTE = "mlflow.note.content"
 NOTE_HASH = "description_sha256"  # of the note that we wrote last: any other note is a user's
-CHECKPOINT_FILE = "checkpoint.pth"
-CHECKPOINT_FOLDER = "artifacts"
 
 # What a store answers when the operation itself is at fault: it would answer the same tomorrow.
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS", "NOT_IMPLEMENTED"}
@@ -82,6 +83,8 @@ class Delivery:
                 self._dataset(operation)
             case "checkpoint":
                 self._checkpoint(operation)
+            case "prune":
+                self._prune(operation)
             case "model_input":
                 self._model_input(operation["model_id"])
             case "description":
@@ -214,7 +217,11 @@ class Delivery:
         self._model_ids[operation["name"]] = model.model_id
         if str(model.status) == "READY":
             return
-        self._upload_checkpoint(operation, model)
+        dropped = dropped_mark(self.folder / operation["spool"])
+        if dropped.exists():
+            self.client.set_logged_model_tags(model.model_id, {PRUNED: dropped.read_text()})
+        else:
+            self._upload_checkpoint(operation, model)
         outputs = self.client.get_run(self.run_id).outputs
         if model.model_id not in {output.model_id for output in outputs.model_outputs}:
             self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, operation["step"])])
@@ -226,7 +233,8 @@ class Delivery:
         return next((model for model in models if model.tags.get("sha256") == operation["sha256"]), None)
 
     def _new_model(self, operation: dict):
-        if not (self.folder / operation["spool"]).exists():
+        spool = self.folder / operation["spool"]
+        if not spool.exists() and not dropped_mark(spool).exists():
             raise Refused("its file is gone from the outbox, and the checkpoint is not in the store")
         return self.client.create_logged_model(
             experiment_id=self._info().experiment_id,
@@ -240,7 +248,8 @@ class Delivery:
     def _upload_checkpoint(self, operation: dict, model) -> None:
         spool = self.folder / operation["spool"]
         if not spool.exists():
-            raise Refused("its file is gone from the outbox before it was delivered")
+            kind = Unavailable if dropped_mark(spool).exists() else Refused  # pruned just now: the next try sees that
+            raise kind("its file is gone from the outbox before it was delivered")
         link_into_store(spool, model.artifact_location, CHECKPOINT_FOLDER)
         self.client.log_model_artifact(model.model_id, str(spool), CHECKPOINT_FOLDER)
         folder = local_folder(model.artifact_location)
@@ -248,6 +257,14 @@ class Delivery:
             self._verify_local(folder / CHECKPOINT_FOLDER / CHECKPOINT_FILE, spool, operation)
         else:
             self._verify_size(model.model_id, spool)
+
+    def _prune(self, operation: dict) -> None:
+        tag = pruned_tag(operation["why"], operation["time"])
+        for model in self._models_named(operation["checkpoint"]):
+            try:
+                free_files(self.store, model, tag)
+            except CannotFree as error:
+                raise Refused(f"the files of {model.name} stay: {error}") from error
 
     def _verify_local(self, stored: Path, spool: Path, operation: dict) -> None:
         if not stored.samefile(spool) and sha256_of_file(stored) != operation["sha256"]:

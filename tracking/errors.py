@@ -7,6 +7,12 @@ class StoreError(RuntimeError):
     exit_code = 6
 
 
+class StoreFull(StoreError):
+    """The disk of the store has no room."""
+
+    exit_code = 5
+
+
 class DamagedArtifact(StoreError):
     """The store's copy of a checkpoint is gone or is not what was sent."""
 

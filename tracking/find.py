@@ -65,7 +65,7 @@ def runs_named(client, run_name: str, experiment_id: str) -> list:
 
 
 def stored_checkpoints(client, experiment_id: str, metric: str, run_id: str | None = None) -> list[StoredCheckpoint]:
-    """The checkpoints that the store has whole, of an experiment or of one run in it."""
+    """The checkpoints that the store has whole or has pruned, of an experiment or of one run in it."""
     where = None if run_id is None else f"source_run_id = '{run_id}'"
     models = every(client.search_logged_models, [experiment_id], where)
     # The store's own filter on the status finds nothing at all.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 JOURNAL, SENT, LOCK, REFUSED, OUTBOX = (
     "journal.jsonl",
@@ -18,8 +19,23 @@ JOURNAL, SENT, LOCK, REFUSED, OUTBOX = (
 )
 
 
+DROPPED = "dropped"
+
+
+def dropped_mark(spool: Path) -> Path:
+    """The file beside a checkpoint's place in the outbox that says, as its tag will, that it was pruned unsent."""
+    return spool.with_name(DROPPED)
+
+
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+class Queued(NamedTuple):
+    """A checkpoint that was queued."""
+
+    step: int
+    size_bytes: int
 
 
 class Journal:
@@ -114,6 +130,12 @@ class Journal:
     def has_checkpoint(self, name: str) -> bool:
         return name in self._past().checkpoints
 
+    def kept_checkpoints(self) -> dict[str, Queued]:
+        """The checkpoints that were queued and not pruned, by name."""
+        past = self._past()
+        with self._append_lock:
+            return {name: queued for name, queued in past.checkpoints.items() if name not in past.pruned}
+
     def last_checkpoint_step(self) -> int:
         """The step of the newest checkpoint that was queued, 0 before the first."""
         return self._past().last_checkpoint_step
@@ -174,7 +196,8 @@ class _History:
 
     def __init__(self):
         self.last_train_step = 0
-        self.checkpoints: set[str] = set()
+        self.checkpoints: dict[str, Queued] = {}
+        self.pruned: set[str] = set()
         self.last_checkpoint_step = 0
         self.ended = False
         self.points: dict[str, list[tuple[int, float]]] = {}
@@ -184,8 +207,11 @@ class _History:
             if not key.startswith("system/"):
                 self.points.setdefault(key, []).append((operation["step"], value))
         if operation["op"] == "checkpoint":
-            self.checkpoints.add(operation["name"])
+            size_bytes = int(operation.get("tags", {}).get("size_bytes", 0))
+            self.checkpoints[operation["name"]] = Queued(operation["step"], size_bytes)
             self.last_checkpoint_step = operation["step"]
+        elif operation["op"] == "prune":
+            self.pruned.add(operation["checkpoint"])
         elif operation["op"] == "metrics" and any(name.startswith("train/") for name in operation["metrics"]):
             self.last_train_step = max(operation["step"], self.last_train_step)
         elif operation["op"] in ("end", "resume"):

@@ -10,7 +10,7 @@ import urllib.parse
 import urllib.request
 
 from tracking.connection import is_server, sqlite_path
-from tracking.records import EVALUATION
+from tracking.records import EVALUATION, PRUNED
 
 SERVER_SECONDS = 0.3
 BUSY_SECONDS = 0.05  # as long as to wait for a writer's lock
@@ -21,13 +21,14 @@ RUN_COLUMNS = """
            (SELECT value FROM tags WHERE run_uuid = r.run_uuid AND key = 'heartbeat') AS heartbeat
     FROM runs r JOIN experiments e ON e.experiment_id = r.experiment_id
 """
-CHECKPOINTS = """
+CHECKPOINTS = f"""
     SELECT m.model_id, m.name,
            (SELECT tag_value FROM logged_model_tags WHERE model_id = m.model_id AND tag_key = 'epoch') AS epoch,
            (SELECT metric_value FROM logged_model_metrics WHERE model_id = m.model_id AND metric_name = ?
             ORDER BY metric_step DESC, metric_timestamp_ms DESC LIMIT 1) AS value
     FROM logged_models m
     WHERE m.source_run_id = ? AND m.status = ? AND m.model_type = 'checkpoint' AND m.lifecycle_stage = 'active'
+    AND NOT EXISTS (SELECT 1 FROM logged_model_tags WHERE model_id = m.model_id AND tag_key = '{PRUNED}')
     ORDER BY m.creation_timestamp_ms
 """
 NEWEST_RUNS = f"""
@@ -154,7 +155,8 @@ def _server_checkpoints(uri: str, run_id: str, metric: str) -> list[Answer] | No
 def _ready(found: dict) -> list[dict]:
     models = found.get("models", ())
     wanted = ("checkpoint", "LOGGED_MODEL_READY")
-    return [model for model in models if (model["info"].get("model_type"), model["info"]["status"]) == wanted]
+    ready = [model for model in models if (model["info"].get("model_type"), model["info"]["status"]) == wanted]
+    return [model for model in ready if PRUNED not in _by_key(model["info"].get("tags", ()))]
 
 
 def _server_checkpoint(model: dict, metric: str) -> Answer:

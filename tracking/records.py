@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 EVALUATION = "evaluation"  # the tag `kind` that tells an evaluation's run from a training
 HEARTBEAT = "heartbeat"  # tag, JSON: what trains the run, when it last said so, and how far it was
+PRUNED = "pruned"  # tag of a LoggedModel: when and why its files were deleted
+CHECKPOINT_FILE = "checkpoint.pth"
+CHECKPOINT_FOLDER = "artifacts"  # of a LoggedModel's artifacts: MLflow's own name for a model's data
 PROGRESS = "progress"  # tag, JSON: how far it was at its last checkpoint or at its end, and its best
 ORIGIN = "origin_run_id"  # tag of a copy: the run that it was made from …
 ORIGIN_STORE = "origin_tracking_uri"  # … and the store which has that
@@ -37,7 +40,7 @@ class StoredRun:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredCheckpoint:
-    """A checkpoint (a LoggedModel) that the store has whole."""
+    """A checkpoint (a LoggedModel) that the store has, or had: of a pruned one only the file is gone."""
 
     name: str
     model_id: str
@@ -52,6 +55,11 @@ class StoredCheckpoint:
     tags: dict[str, str] = field(default_factory=dict)
     score: float | None = None  # the metric that was asked for
     scored_on: tuple[str, str] | None = None  # name and digest of the data of that score
+
+    @property
+    def pruned(self) -> str | None:
+        """When and why its file was deleted; None while the store has it."""
+        return self.tags.get(PRUNED)
 
 
 def stored_run(run, experiment: str) -> StoredRun:

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tracking import recovery
-from tracking.journal import OUTBOX, Journal, now_ms
+from tracking.journal import OUTBOX, Journal, dropped_mark, now_ms
+from tracking.pruning import pruned_tag
 
 METRIC_NAMES = "metric_names.json"
 PER_CLASS = "tables/per_class.json"
@@ -156,6 +157,19 @@ class TrackedRun:
                 "dataset": dataset,
             }
         )
+
+    def prune(self, name: str, why: str) -> None:
+        """Queues that a checkpoint queued before loses its file; one that is not yet sent loses it now.
+
+        Its metrics reach the store all the same, in the order in which they were queued.
+        """
+        operation = {"op": "prune", "checkpoint": name, "why": why, "time": now_ms()}
+        self.journal.append(operation)
+        for _, queued in self.journal.pending():
+            if queued["op"] == "checkpoint" and queued["name"] == name:
+                spool = self.folder / queued["spool"]
+                dropped_mark(spool).write_text(pruned_tag(why, operation["time"]))  # first: who sends it looks here
+                spool.unlink(missing_ok=True)
 
     def description(self, markdown: str) -> None:
         """The run's Markdown note; delivery leaves a note alone that a user has edited."""

@@ -13,14 +13,15 @@ from pathlib import Path
 from tracking.artifacts import copy_of, sha256_of_file
 from tracking.best import best_run
 from tracking.connection import connect, failures, import_mlflow, is_server, local_folder, probe, sqlite_path, store_uri
-from tracking.deliver import CHECKPOINT_FILE, CHECKPOINT_FOLDER
 from tracking.errors import DamagedArtifact, ExperimentDeleted, RunUnknown, StoreError
 from tracking.find import RunReference, find_run, run_copied_from, runs_named, stored_checkpoints
 from tracking.journal import now_ms
-from tracking.records import StoredCheckpoint, StoredRun, stored_run
+from tracking.pruning import CannotFree, free_files, is_registered, pruned_tag
+from tracking.records import CHECKPOINT_FILE, CHECKPOINT_FOLDER, StoredCheckpoint, StoredRun, stored_run
 from tracking.view import VIEW, arrange_charts
 
 __all__ = [
+    "CannotFree",
     "DamagedArtifact",
     "ExperimentDeleted",
     "RunReference",
@@ -191,10 +192,11 @@ class Store:
 
     # -- checkpoints
 
-    def checkpoints(self, run_id: str, *, metric: str = "val/AP") -> list[StoredCheckpoint]:
+    def checkpoints(self, run_id: str, *, metric: str = "val/AP", with_pruned: bool = False) -> list[StoredCheckpoint]:
         """The checkpoints that the store has whole, by step; `score` is the metric's value. None of an unknown run.
 
-        Another store's run has those of its copy.
+        Another store's run has those of its copy. With those that were pruned, of which it has all but the files, where
+        one asks for them.
         """
         run_id = self.known_as(run_id)
         if run_id is None:
@@ -202,6 +204,7 @@ class Store:
         with failures(self.uri, f"checkpoints of run {run_id}"):
             experiment_id = self.client.get_run(run_id).info.experiment_id
             found = stored_checkpoints(self.client, experiment_id, metric, run_id)
+        found = [one for one in found if with_pruned or not one.pruned]
         return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.created))
 
     def download(self, checkpoint: StoredCheckpoint, to: Path) -> Path:
@@ -227,10 +230,24 @@ class Store:
         if folder is not None:
             stored = folder / CHECKPOINT_FOLDER / CHECKPOINT_FILE
             return stored.is_file() and sha256_of_file(stored) == checkpoint.sha256
+        return self.stored_bytes(checkpoint) == checkpoint.size_bytes
+
+    def stored_bytes(self, checkpoint: StoredCheckpoint) -> int:
+        """The size of the checkpoint's file in the store, 0 where it is gone."""
         with failures(self.uri, f"files of {checkpoint.name}"):
             files = self.client.list_logged_model_artifacts(checkpoint.model_id, CHECKPOINT_FOLDER)
-        sizes = [entry.file_size for entry in files if entry.path.endswith(CHECKPOINT_FILE)]
-        return checkpoint.size_bytes in sizes
+        return sum(entry.file_size for entry in files if entry.path.endswith(CHECKPOINT_FILE))
+
+    def is_registered(self, checkpoint: StoredCheckpoint) -> bool:
+        """Whether a version of a registered model is this checkpoint."""
+        with failures(self.uri, f"model versions of {checkpoint.name}"):
+            return is_registered(self.client, checkpoint.model_id)
+
+    def prune(self, checkpoint: StoredCheckpoint, why: str) -> None:
+        """Frees the checkpoint's file and keeps the rest of it; CannotFree where that cannot be."""
+        with failures(self.uri, f"pruning {checkpoint.name}"):
+            model = self.client.get_logged_model(checkpoint.model_id)
+            free_files(self, model, pruned_tag(why, now_ms()))
 
     def register(self, checkpoint: StoredCheckpoint, name: str, alias: str) -> str:
         """Registers the checkpoint as a version of the model `name`, sets the alias on it, and returns its URI."""
@@ -267,19 +284,20 @@ class Store:
             return pages
         return pages | {"command": f"mlflow ui --backend-store-uri {shlex.quote(self.uri)}"}
 
-    # -- inside
-
     @cached_property
-    def _artifact_root(self) -> Path | None:
+    def artifact_root(self) -> Path | None:
+        """The folder of this machine that has the store's artifacts; None where they are elsewhere."""
         if is_server(self.uri) or self.uri.startswith("databricks"):
             return None  # the server decides
         database = sqlite_path(self.uri)
         return (database.resolve().parent if database else self.root) / "mlartifacts"
 
+    # -- inside
+
     def _new_experiment(self, name: str):
         mlflow = import_mlflow()
         # mlflow's default would be a folder of wherever the command was started, for good.
-        folder = self._artifact_root and self._artifact_root / re.sub(r"[^\w.-]", "_", name)
+        folder = self.artifact_root and self.artifact_root / re.sub(r"[^\w.-]", "_", name)
         try:
             experiment_id = self.client.create_experiment(name, artifact_location=folder and folder.as_uri())
         except mlflow.MlflowException:

@@ -1,0 +1,171 @@
+"""The space that a run's checkpoints need: forecast before training, held against --disk-budget, and a full disk."""
+
+import contextlib
+import errno
+import os
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import workspace
+from retention import KEEP_ALL, parse_keep
+from tracking.errors import StoreFull
+from tracking.journal import OUTBOX, Queued
+from workspace import RunFolder
+
+FEWER = (
+    "best,last,every:2",
+    "best,last,every:5",
+    "best,last,every:10",
+    "best,last",
+)  # each takes less than the one before
+# RLIMIT_FSIZE, a limit on single files, is a full disk to whoever writes.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class OverBudget(OSError):
+    """The run may use no more space; handled as a full disk."""
+
+    def __init__(self, message: str):
+        super().__init__(errno.EDQUOT, message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What is still to be written, and where."""
+
+    checkpoint_bytes: int
+    names: tuple[str, ...]  # of the checkpoints to come
+    keep: str
+    artifact_root: Path | None  # of the store; None where that is elsewhere
+    publishes: bool
+
+    def files_kept(self, keep: str) -> int:
+        """How many of the checkpoints to come lie in the store at once, at most."""
+        due = len(self.names) - len(parse_keep(keep).superseded(self.names, stay=()))
+        return min(len(self.names), due + 2)  # the best and the last beside those
+
+    def needs(self, keep: str) -> dict[Path, int]:
+        """Bytes at the peak by place; places on one disk are one, where hard links cost nothing."""
+        if not self.names:
+            return {}
+        # While one is written, the store has the older ones, and last.pth is of before the validation.
+        older = min(len(self.names) - 1, self.files_kept(keep))
+        files = [(workspace.RUNS, 2), (workspace.PUBLISHED.parent, int(self.publishes))]
+        if self.artifact_root is None:
+            files.append((workspace.RUNS, 1))  # in the outbox, until the server has it
+        elif disk_of(self.artifact_root) == disk_of(workspace.RUNS):
+            files.append((self.artifact_root, older))
+        else:
+            files += [(workspace.RUNS, 1), (self.artifact_root, older + 1)]
+        places: dict[int, Path] = {}
+        needs: dict[Path, int] = {}
+        for path, count in files:
+            place = places.setdefault(disk_of(path), nearest_folder(path))
+            needs[place] = needs.get(place, 0) + count * self.checkpoint_bytes
+        return needs
+
+    def bytes(self, keep: str | None = None) -> int:
+        return sum(self.needs(keep or self.keep).values())
+
+    def __str__(self) -> str:
+        """What, and how much: `24 checkpoints of 331 MB need 8.6 GB`."""
+        count = len(self.names)
+        kept = "" if self.keep == KEEP_ALL else f", kept by --keep {self.keep},"
+        named = "1 checkpoint" if count == 1 else f"{count} checkpoints"
+        return f"{named} of {in_words(self.checkpoint_bytes)}{kept} need{'s' * (count == 1)} {in_words(self.bytes())}"
+
+    def shortage(self) -> str | None:
+        """Which disk has too little room, in one line with what to do; None where all have enough."""
+        for place, needed in self.needs(self.keep).items():
+            free = shutil.disk_usage(place).free
+            if needed > free:
+                return f"{self}, and {place} has {in_words(free)} free. Free some, or {self.mend()}"
+        return None
+
+    def mend(self, limit: int | None = None, held: int = 0) -> str:
+        """The --keep that would fit into `limit` bytes beside what is `held`, or takes the least."""
+        fitting = (keep for keep in FEWER if limit is None or self.bytes(keep) + held <= limit)
+        chosen = FEWER[-1] if limit is None else next(fitting, None)
+        if chosen is None or self.bytes(chosen) >= self.bytes():
+            return "train fewer epochs"
+        return f"keep fewer checkpoints: --keep {chosen} ({in_words(self.bytes(chosen) + held)})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """--disk-budget of one run: the space that it may use on this machine."""
+
+    limit: int | None
+    folder: RunFolder
+    checkpoint_bytes: int
+    store_is_here: bool
+
+    def require_room(self, kept: Mapping[str, Queued]) -> None:
+        """OverBudget when another checkpoint would pass the limit; `kept` are those in the store or on their way."""
+        if self.limit is None:
+            return
+        used = self.used(kept)
+        if used + self.checkpoint_bytes > self.limit:
+            of, budget = in_words(self.checkpoint_bytes), in_words(self.limit)
+            raise OverBudget(
+                f"The run uses {in_words(used)}: a checkpoint of {of} more would pass --disk-budget {budget}"
+            )
+
+    def used(self, kept: Mapping[str, Queued]) -> int:
+        """Bytes in runs/<run id>, of the checkpoints in a local store, and of the run's copy at models/faster_rcnn."""
+        is_ours = self.folder.state().get("published")
+        published = workspace.PUBLISHED.stat().st_size if is_ours and workspace.PUBLISHED.exists() else 0
+        files = list(files_below(self.folder.path))
+        if not self.store_is_here:
+            return published + sum({entry.st_ino: entry.st_size for _, entry in files}.values())
+        # Checkpoints are hard links of the store's, or on their way there: `kept` counts them once.
+        outbox = self.folder.path / OUTBOX
+        others = [e.st_size for p, e in files if e.st_nlink == 1 and not (p.suffix == ".pth" and outbox in p.parents)]
+        return published + sum(one.size_bytes for one in kept.values()) + sum(others)
+
+
+def files_below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # the sender removes what it has delivered
+            if path.is_file():
+                yield path, path.stat()
+
+
+def nearest_folder(path: Path) -> Path:
+    """The folder, or the one in which it will be made."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def disk_of(path: Path) -> int:
+    return nearest_folder(path).stat().st_dev
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is that of a full disk."""
+    while error is not None:
+        if isinstance(error, StoreFull) or (isinstance(error, OSError) and error.errno in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def told(error: BaseException, folder: RunFolder) -> str:
+    """A full disk that stopped a run, what it left, and how to go on."""
+    if isinstance(error, OverBudget):
+        what, mend = error.strerror, "With a larger budget, or with --keep best,last"
+    else:
+        experiment = shlex.quote(folder.state().get("experiment") or "NAME")
+        what = f"The disk is full: {error}"
+        mend = f"Free some (python prune.py --experiment {experiment} --keep best,last shows what could go)"
+    if not folder.last.exists():
+        return f"{what}. Nothing was saved yet. {mend}, and start again"
+    return (
+        f"{what}. The last good checkpoint stays: {folder.last}. {mend}, then: python train.py --resume {folder.run_id}"
+    )
+
+
+def in_words(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -1,0 +1,65 @@
+"""Frees the files of a checkpoint; its LoggedModel stays, with its metrics and a tag that says when and why."""
+
+import time
+
+from tracking.connection import first_line, local_folder, sqlite_path
+from tracking.records import CHECKPOINT_FOLDER, PRUNED
+
+
+class CannotFree(RuntimeError):
+    """The files stay: the checkpoint is registered, or the store does not let go of them."""
+
+
+def pruned_tag(why: str, milliseconds: int) -> str:
+    """What the tag says: `2026-11-25 00:10 UTC, --keep best`."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(milliseconds / 1000)) + f", {why}"
+
+
+def free_files(store, model, tag: str) -> None:
+    """Deletes the artifacts of mlflow's LoggedModel `model`; doing it again changes nothing.
+
+    CannotFree says why they stay. MLflow's own errors mean that the store is away.
+    """
+    if is_registered(store.client, model.model_id):
+        raise CannotFree("it is registered as a model version")
+    require_own_place(store, model)
+    is_new = PRUNED not in (model.tags or {})
+    if is_new:  # first: whoever looks meanwhile is not offered a file that is going
+        store.client.set_logged_model_tags(model.model_id, {PRUNED: tag})
+    refusal = _refusal_to_delete(store, model)
+    if refusal is not None:
+        if is_new:  # which fails where it is the store that is away
+            store.client.delete_logged_model_tag(model.model_id, PRUNED)
+        raise CannotFree(refusal)
+
+
+def is_registered(client, model_id: str) -> bool:
+    """Whether a version of a registered model, with an alias or without, is this checkpoint."""
+    return bool(client.search_model_versions(f"source_path LIKE '%{model_id}%'", max_results=1))
+
+
+def require_own_place(store, model) -> None:
+    """CannotFree for a local folder that is not this store's: a copied database still names the original's files."""
+    folder, database = local_folder(model.artifact_location), sqlite_path(store.uri)
+    if folder is None:
+        return
+    if model.model_id not in folder.parts:
+        raise CannotFree(f"{folder} is not a folder of this checkpoint alone")
+    own = database and database.resolve().parent
+    if own and not folder.resolve().is_relative_to(own):
+        raise CannotFree(
+            f"{folder} lies outside {own}, where this store is: it may be the original of a copied repository. "
+            "Free it there"
+        )
+
+
+def _refusal_to_delete(store, model) -> str | None:
+    """Deletes; why the file is still there, if it is."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    try:
+        get_artifact_repository(model.artifact_location, tracking_uri=store.uri).delete_artifacts()
+        left = store.client.list_logged_model_artifacts(model.model_id, CHECKPOINT_FOLDER)
+    except Exception as error:  # boto's, requests', mlflow's: every kind of artifact store raises its own
+        return f"{type(error).__name__}: {first_line(error)}"
+    return "its artifact store said yes to deleting it, but still has it" if left else None

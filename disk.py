@@ -71,27 +71,39 @@ class Forecast:
         return sum(self.needs(keep or self.keep).values())
 
     def __str__(self) -> str:
-        """What, and how much: `24 checkpoints of 331 MB need 8.6 GB`."""
+        """What, and how much: `24 checkpoints of 331 MB need 8.6 GB at the peak`."""
         count = len(self.names)
-        kept = "" if self.keep == KEEP_ALL else f", kept by --keep {self.keep},"
+        kept = (
+            ""
+            if self.keep == KEEP_ALL
+            else f", of which --keep {self.keep} leaves at most {self.files_kept(self.keep)},"
+        )
         named = "1 checkpoint" if count == 1 else f"{count} checkpoints"
-        return f"{named} of {in_words(self.checkpoint_bytes)}{kept} need{'s' * (count == 1)} {in_words(self.bytes())}"
+        needs = f"need{'s' * (count == 1)} {in_words(self.bytes())} at the peak"
+        return f"{named} of {in_words(self.checkpoint_bytes)}{kept} {needs}"
 
     def shortage(self) -> str | None:
         """Which disk has too little room, in one line with what to do; None where all have enough."""
         for place, needed in self.needs(self.keep).items():
             free = shutil.disk_usage(place).free
             if needed > free:
-                return f"{self}, and {place} has {in_words(free)} free. Free some, or {self.mend()}"
+                least = self.bytes(FEWER[-1])
+                fewer = f", or keep fewer: --keep {FEWER[-1]} needs {in_words(least)}" if least < self.bytes() else ""
+                return f"{self}; {place} has {in_words(free)} free. Free some (prune.py){fewer}"
         return None
 
-    def mend(self, limit: int | None = None, held: int = 0) -> str:
-        """The --keep that would fit into `limit` bytes beside what is `held`, or takes the least."""
-        fitting = (keep for keep in FEWER if limit is None or self.bytes(keep) + held <= limit)
-        chosen = FEWER[-1] if limit is None else next(fitting, None)
-        if chosen is None or self.bytes(chosen) >= self.bytes():
-            return "train fewer epochs"
-        return f"keep fewer checkpoints: --keep {chosen} ({in_words(self.bytes(chosen) + held)})"
+    def over(self, limit: int, held: int) -> str | None:
+        """Why it does not fit into `limit` bytes beside what is `held`, and the --keep that would; None if it fits."""
+        if held + self.bytes() <= limit:
+            return None
+        has = f", beside {in_words(held)} that the run has already" if held else ""
+        fitting = next((keep for keep in FEWER if held + self.bytes(keep) <= limit), None)
+        mend = (
+            f"--keep {fitting} would fit, with {in_words(held + self.bytes(fitting))}"
+            if fitting
+            else (f"Even --keep {FEWER[-1]} needs {in_words(held + self.bytes(FEWER[-1]))}")
+        )
+        return f"{self}{has}: more than --disk-budget {in_words(limit)}. {mend}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -236,7 +236,7 @@ def disk_forecast(
 def require_budget(
     config: TrainConfig, forecast: disk.Forecast, store: Store, run_id: str | None, position: Position
 ) -> None:
-    """WorkspaceError (exit code 5) when the run will not fit into its --disk-budget."""
+    """WorkspaceError (exit code 5) when what is left of the run will not fit into its --disk-budget."""
     if config.disk_budget is None:
         return
     limit, held = options.parse_size(config.disk_budget), 0
@@ -244,9 +244,7 @@ def require_budget(
         kept = Journal(workspace.RunFolder(run_id).path).kept_checkpoints()
         gone = parse_keep(config.keep).superseded(kept, stay=newest_and_best(kept, position.best))
         held = sum(one.size_bytes for name, one in kept.items() if name not in gone)
-    if held + forecast.bytes() > limit:
-        has = f", beside {disk.in_words(held)} that the run has already" if held else ""
-        message = f"{forecast}{has}, and --disk-budget {config.disk_budget} is less. {forecast.mend(limit, held)}"
+    if message := forecast.over(limit, held):
         raise workspace.WorkspaceError(message, exit_code=5)
 
 

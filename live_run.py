@@ -123,7 +123,6 @@ class LiveRun:
             if last_stored >= self.first_new_step:
                 self.elsewhere = self.store.histories(info.run_id, ("train/", "val/"))
                 self.first_new_step = last_stored + 1
-            self.store.resume_run(info.run_id)
         before = self.folder.state()
         if self.resumed:
             before = before or last_word(self.store.run(info.run_id).tags)
@@ -140,6 +139,8 @@ class LiveRun:
                 "started": before.get("started", time.time()),
             },
         )
+        if self.resumed:  # after run.json, by which the run is ended if this is as far as we get
+            self.store.resume_run(info.run_id)
         if self.resumed and info.config["keep"] != KEEP_ALL:
             stored = self.store.checkpoints(info.run_id)
             self.kept_elsewhere = {one.name: one for one in stored if not self.tracked.journal.has_checkpoint(one.name)}

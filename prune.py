@@ -1,6 +1,7 @@
 """Free the files of superseded checkpoints of runs that are not training; their metrics stay in MLflow."""
 
 import contextlib
+import functools
 import json
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import workspace
 from disk import in_words
 from models import record
 from retention import KEEP_ALL, parse_keep
+from tracking.errors import StoreFull
 from tracking.pulse import SILENT_SECONDS
 from tracking.records import EVALUATION, last_word
 from workspace import RunFolder, WorkspaceError
@@ -86,9 +88,13 @@ def chosen(store: Any, config: PruneConfig) -> list[str]:
 
 def require_idle(run: Any) -> None:
     """WorkspaceError when the run is training, here or, by its heartbeat, elsewhere."""
-    RunFolder(run.run_id).require_idle()
-    said = last_word(run.tags)
-    if run.status == "RUNNING" and time.time() - said.get("time", 0) / 1000 < SILENT_SECONDS:
+    folder, said = RunFolder(run.run_id), last_word(run.tags)
+    folder.require_idle()
+    if (
+        run.status == "RUNNING"
+        and not folder.has_said(said)
+        and time.time() - said.get("time", 0) / 1000 < SILENT_SECONDS
+    ):
         raise WorkspaceError(f"Run {run.run_id} is training now on {said.get('host')}. See it: python status.py")
 
 
@@ -109,12 +115,14 @@ def plan(store: Any, run: Any, keep: str) -> tuple[dict[str, Any], list[Any]]:
     superseded = set(parse_keep(keep).superseded([one.name for one in known], stay=stays))
     keeps, frees, going = {}, [], []
     for one in known:
-        size = store.stored_bytes(one)  # of a pruned one, too: its tag is set before its file goes
-        if size and one.name not in superseded:
+        size = store.stored_bytes(one)
+        if one.pruned and not size:  # otherwise a command broke off between the two
+            continue
+        if one.name not in superseded:
             keeps[one.name] = stays.get(one.name, "every")
-        elif size and store.is_registered(one):
+        elif store.is_registered(one):
             keeps[one.name] = "registered"
-        elif size:
+        else:
             going.append(one)
             frees.append({"name": one.name, "bytes": size, "is_last": one is known[-1], "refused": None})
     return {"run_id": run.run_id, "run_name": run.name, "keeps": keeps, "frees": frees}, going
@@ -132,13 +140,17 @@ def free(store: Any, found: dict[str, Any], going: list[Any], why: str) -> None:
     from tracking.store import CannotFree
 
     for entry, checkpoint in zip(found["frees"], going, strict=True):
+        remove = functools.partial(remove_last, RunFolder(found["run_id"]), checkpoint.sha256)
         try:
             store.prune(checkpoint, why)
         except CannotFree as error:
             entry["refused"] = str(error)
             continue
+        except StoreFull:  # the file is gone from the store, but its space is not free yet, which the tag needs
+            remove()
+            store.prune(checkpoint, why)
         if entry["is_last"]:
-            remove_last(RunFolder(found["run_id"]), checkpoint.sha256)
+            remove()
 
 
 def remove_last(folder: RunFolder, sha256: str) -> None:

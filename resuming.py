@@ -141,8 +141,8 @@ def require_idle(store: Store, run: StoredRun) -> None:
     """
     folder, said = workspace.RunFolder(run.run_id), last_word(run.tags)
     folder.require_idle()
-    if all(folder.state().get(key) == said.get(key) for key in ("host", "pid")):
-        return  # it was this folder's process: the lock has told
+    if folder.has_said(said):
+        return
     last_beat = said.get("time", 0)
     silent_for = time.time() - last_beat / 1000
     if run.status != "RUNNING" or silent_for > SILENT_SECONDS:

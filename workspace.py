@@ -94,6 +94,11 @@ class RunFolder:
             return False  # no lock file: nobody ever trained here
         return struct.unpack("hhqqi", answer)[0] != fcntl.F_UNLCK
 
+    def has_said(self, word: dict[str, Any]) -> bool:
+        """Whether what a run's tags say last came from its process here: then the lock tells whether it lives."""
+        state = self.state()
+        return all(state.get(key) == word.get(key) for key in ("host", "pid"))
+
     def require_idle(self) -> None:
         """WorkspaceError when a process trains this run."""
         if self.is_alive():

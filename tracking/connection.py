@@ -70,7 +70,9 @@ def connect(uri: str):
             client = mlflow.MlflowClient(tracking_uri=uri)
             client.search_experiments(max_results=1)
     except (mlflow.MlflowException, SQLAlchemyError, OSError) as error:
-        raise _kind(error)(_unreachable(uri, first_line(error))) from error
+        if is_full(error):
+            raise _failure(error, f"The tracking store {uri} does not open") from error
+        raise StoreError(_unreachable(uri, first_line(error))) from error
     return client
 
 
@@ -83,14 +85,18 @@ def failures(uri: str, what: str) -> Iterator[None]:
     except mlflow.MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise RunUnknown(f"The tracking store {uri} does not know {what}: {first_line(error)}") from error
-        raise _kind(error)(f"The tracking store {uri} failed at {what}: {first_line(error)}") from error
+        raise _failure(error, f"The tracking store {uri} failed at {what}") from error
     except OSError as error:
-        raise _kind(error)(f"The tracking store {uri} failed at {what}: {first_line(error)}") from error
+        raise _failure(error, f"The tracking store {uri} failed at {what}") from error
 
 
-def _kind(error: Exception) -> type[StoreError]:
-    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return StoreFull if is_full or SQLITE_FULL in str(error) else StoreError
+def is_full(error: Exception) -> bool:
+    """Whether mlflow's error, or the system's, says that the store's disk is full."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or SQLITE_FULL in str(error)
+
+
+def _failure(error: Exception, what: str) -> StoreError:
+    return StoreFull(f"{what}: its disk is full") if is_full(error) else StoreError(f"{what}: {first_line(error)}")
 
 
 def is_server(uri: str) -> bool:

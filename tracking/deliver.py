@@ -12,7 +12,7 @@ from tracking.artifacts import link_into_store, sha256_of_file, write_preview
 from tracking.connection import first_line, import_mlflow, local_folder
 from tracking.errors import StoreError
 from tracking.journal import dropped_mark
-from tracking.pruning import CannotFree, free_files, pruned_tag
+from tracking.pruning import CannotFree, Registered, free_files, pruned_tag
 from tracking.records import CHECKPOINT_FILE, CHECKPOINT_FOLDER, PRUNED
 
 NOTE = "mlflow.note.content"
@@ -263,6 +263,8 @@ class Delivery:
         for model in self._models_named(operation["checkpoint"]):
             try:
                 free_files(self.store, model, tag)
+            except Registered:
+                continue
             except CannotFree as error:
                 raise Refused(f"the files of {model.name} stay: {error}") from error
 

@@ -2,12 +2,16 @@
 
 import time
 
-from tracking.connection import first_line, local_folder, sqlite_path
+from tracking.connection import first_line, import_mlflow, is_full, local_folder, sqlite_path
 from tracking.records import CHECKPOINT_FOLDER, PRUNED
 
 
 class CannotFree(RuntimeError):
     """The files stay: the checkpoint is registered, or the store does not let go of them."""
+
+
+class Registered(CannotFree):
+    """A version of a registered model is this checkpoint: it is kept for that."""
 
 
 def pruned_tag(why: str, milliseconds: int) -> str:
@@ -21,16 +25,28 @@ def free_files(store, model, tag: str) -> None:
     CannotFree says why they stay. MLflow's own errors mean that the store is away.
     """
     if is_registered(store.client, model.model_id):
-        raise CannotFree("it is registered as a model version")
+        raise Registered("it is registered as a model version")
     require_own_place(store, model)
-    is_new = PRUNED not in (model.tags or {})
-    if is_new:  # first: whoever looks meanwhile is not offered a file that is going
-        store.client.set_logged_model_tags(model.model_id, {PRUNED: tag})
+    # The tag first: whoever looks meanwhile is not offered a file that is going.
+    is_tagged = PRUNED in (model.tags or {}) or _set_tag(store, model, tag)
     refusal = _refusal_to_delete(store, model)
+    if refusal is None and not is_tagged:
+        store.client.set_logged_model_tags(model.model_id, {PRUNED: tag})
     if refusal is not None:
-        if is_new:  # which fails where it is the store that is away
+        if PRUNED not in (model.tags or {}):  # which fails where it is the store that is away
             store.client.delete_logged_model_tag(model.model_id, PRUNED)
         raise CannotFree(refusal)
+
+
+def _set_tag(store, model, tag: str) -> bool:
+    """Whether there was room for it: on a full disk the file has to go first."""
+    try:
+        store.client.set_logged_model_tags(model.model_id, {PRUNED: tag})
+    except import_mlflow().MlflowException as error:
+        if not is_full(error):
+            raise
+        return False
+    return True
 
 
 def is_registered(client, model_id: str) -> bool:

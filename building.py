@@ -1,6 +1,7 @@
 """The detector of a run: built, given its starting weights, and its optimizer."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import fetching
 import workspace
 from config import TrainConfig
 from models import checkpoint as checkpoints
-from models import detector, record, weights
+from models import detector, foreign, record, weights
 from tracking.store import RunUnknown, Store
 
 
@@ -69,9 +70,17 @@ def load_starting_weights(
     else:
         saved = checkpoint_named(config.weights, store, config.experiment)
         about = record.describe(saved)
-        state, names = saved["model_state_dict"], about.get("classes")
+        state, names = saved["model_state_dict"], about.get("classes") or classes_of(saved, config.classes)
         notes.append(f"weights of {config.weights}: {workspace.introduce(about)}")
     return [*notes, str(weights.load_matching(model, state, classes_from=names, classes_to=classes))]
+
+
+def classes_of(saved: dict[str, Any], word: str | None) -> Sequence[str] | None:
+    """The classes of a checkpoint from elsewhere: those of --classes, else those that it names itself, if it does."""
+    if word is not None:
+        return foreign.read_classes(word)
+    rows = saved["model_state_dict"].get(weights.CLASS_ROWS_KEY, ())
+    return foreign.named_classes(saved, len(rows))
 
 
 def checkpoint_named(word: str, store: Store, experiment: str) -> dict[str, Any]:

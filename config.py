@@ -59,6 +59,8 @@ class TrainConfig:
     """torchvision's by name, timm/NAME (any timm backbone), or recipes.NAME (yours). [fasterrcnn_resnet50_fpn_v2]"""
     weights: Text = None
     """Start from: coco, backbone (ImageNet), none, a checkpoint file, or a RUN. [coco; none for generated data]"""
+    classes: Classes = None
+    """Of a --weights or --resume FILE that does not name its classes: `coco`, or a file with a name a line."""
     backbone_weights: File = None
     """A file with classification weights for the backbone (nothing is downloaded then)."""
     trainable_layers: Int = None
@@ -146,7 +148,8 @@ class TrainConfig:
     group: Text = None
     """What this run repeats with another seed, say: the runs of a group are seen together."""
     resume: Text = None
-    """Continue this RUN (ID, prefix or name) in its own MLflow run; `auto`: the run of --run-name, or start that."""
+    """Continue this RUN (ID, prefix or name) in its own MLflow run, or a checkpoint FILE in a new one; `auto`: the run
+    of --run-name, or start that."""
     allow_change: Names = ()
     """With --resume RUN: options that may differ from the run's, as in --lr 0.001 --allow-change lr; it is recorded."""
     from_run: Text = None
@@ -173,6 +176,10 @@ class TrainConfig:
             raise ConfigError(f"--image-min-size {self.image_min_size} is above --image-max-size {self.image_max_size}")
         if self.backbone_weights is not None and self.weights not in (None, "none", "backbone"):
             raise ConfigError(f"--backbone-weights and --weights {self.weights} both give the backbone: choose one")
+        if self.classes and self.weights in (None, "coco", "backbone", "none") and self.resume in (None, "auto"):
+            raise ConfigError(
+                "--classes names those of a --weights or --resume FILE that does not: --data names its own"
+            )
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"--ema is a decay between 0 and 1, such as 0.999, not {self.ema}")
         if any(side < 1 for side in self.multi_scale or ()):

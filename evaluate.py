@@ -23,6 +23,10 @@ class EvaluateConfig:
     """A RUN (ID, unique prefix, name, models:/NAME@ALIAS, best): its checkpoint instead of models/faster_rcnn's."""
     checkpoint: options.File = None
     """A checkpoint file. [models/faster_rcnn/checkpoint.pth]"""
+    model: options.Text = None
+    """Of a --checkpoint from elsewhere whose tensors do not tell: which model it is, as for train.py."""
+    classes: options.Classes = None
+    """Of a --checkpoint that does not tell: `coco`, or a file with a class name a line, in label order."""
     which: str = "best"
     """Of a RUN: best, last or an epoch's number."""
     metric: str = "val/AP"
@@ -100,7 +104,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         workspace.require_writable(config.output)
     store = store_for(config)
     with fetching.checkpoint_file(store, config) as path:
-        model, checkpoint = fetching.load_detector(path)
+        model, checkpoint = fetching.load_detector(path, model=config.model, classes=config.classes)
         # The evaluation of a weights-only file is one of the checkpoint that it was taken from.
         entry = record.inspect(path).entry
         sha256 = entry.get("weights_of") or entry.get("sha256") or record.file_sha256(path)

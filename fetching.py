@@ -4,13 +4,14 @@ Imports neither torch nor mlflow: the options of scripts are checked here too.
 """
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import workspace
-from config import TrainConfig
+from config import ConfigError, TrainConfig
 from models import record
 from progress import say
 from tracking.connection import store_uri
@@ -37,8 +38,11 @@ def open_store(*, must_exist: bool = False) -> Any:
 
 
 def file_named(word: str) -> Path | None:
-    """The file that a word names where a file or a RUN may stand; `best` is a RUN whatever files there are."""
-    return Path(word) if word != BEST and Path(word).is_file() else None
+    """The file that a word names where a file or a RUN may stand; `best` is a RUN whatever files there are.
+
+    What lies there and is neither a file nor a folder (a pipe, a link to nothing) is named too: its reader refuses it.
+    """
+    return Path(word) if word != BEST and os.path.lexists(word) and not Path(word).is_dir() else None
 
 
 def run_named(store: Any, word: str, experiment: str | None = None, metric: str = "val/AP") -> Any:
@@ -152,6 +156,8 @@ def require_one_source(config: Any) -> None:
         raise WorkspaceError("--run and --checkpoint both name a checkpoint: choose one")
     if config.run is None and (config.which, config.metric, config.experiment) != ("best", "val/AP", None):
         raise WorkspaceError("--which, --metric and --experiment choose among runs and checkpoints: give --run")
+    if config.run is not None and (config.model or config.classes):
+        raise WorkspaceError("--model and --classes tell of a --checkpoint FILE what it does not: a RUN knows both")
 
 
 @contextlib.contextmanager
@@ -168,23 +174,36 @@ def checkpoint_file(store: Any, config: Any) -> Iterator[Path]:
 def usable(path: Path) -> Path:
     """`path`, or CheckpointError with its state and the command that mends it."""
     verdict = record.inspect(path)
-    if verdict.state != "ready":
+    if verdict.state != "ready" and verdict.detail != record.OLD_FORMAT:
         mend = "Restore one: python restore.py RUN (python status.py names the runs)"
         code = 2 if verdict.state == "absent" else verdict.exit_code
         raise record.CheckpointError(f"{path} is {verdict.state}: {verdict.detail}. {mend}", code)
     return path
 
 
-def load_detector(path: Path) -> tuple[Any, dict[str, Any]]:
+def load_detector(path: Path, *, model: str | None = None, classes: str | None = None) -> tuple[Any, dict[str, Any]]:
     """The model of a checkpoint with its weights, on the CPU, and the checkpoint's other content."""
     from models import checkpoint
 
-    content = checkpoint.load(path)
-    if not record.says_what_it_is(content):
-        mend = f"It is not from here; make it a whole file: python restore.py --file {path}"
-        message = f"{path} does not say its architecture and classes. {mend}"
-        raise record.CheckpointError(message, exit_code=4)
+    content = whole(checkpoint.load(path), path, model=model, classes=classes)
     return build_as_said(content, path), content
+
+
+def whole(
+    content: dict[str, Any], path: Path, *, model: str | None, classes: str | None, aloud: bool = True
+) -> dict[str, Any]:
+    """The checkpoint at `path`, read into `content`, as one of ours; the gaps of others' are --model and --classes."""
+    if record.says_what_it_is(content):
+        if model or classes:
+            raise ConfigError(f"{path} names its own model and classes: leave out --model and --classes")
+        return content
+    from models import foreign
+
+    names = foreign.read_classes(classes) if classes else None
+    adopted = foreign.adopt(content, path, model=model, classes=names)
+    if aloud:
+        say(f"{path}: {foreign.receipt(adopted)}")
+    return adopted
 
 
 def build_as_said(content: dict[str, Any], path: Path) -> Any:

@@ -26,6 +26,10 @@ class InferConfig:
     """A RUN (ID, unique prefix, name, models:/NAME@ALIAS, best): its checkpoint instead of models/faster_rcnn's."""
     checkpoint: options.File = None
     """A checkpoint file. [models/faster_rcnn/checkpoint.pth]"""
+    model: options.Text = None
+    """Of a --checkpoint from elsewhere whose tensors do not tell: which model it is, as for train.py."""
+    classes: options.Classes = None
+    """Of a --checkpoint that does not tell: `coco`, or a file with a class name a line, in label order."""
     which: str = "best"
     """Of a RUN: best, last or an epoch's number."""
     metric: str = "val/AP"
@@ -77,7 +81,7 @@ def start(config: InferConfig) -> tuple[list[str], Iterator[dict[str, Any]]]:
     device = engine.choose_device(config.device)
     store = fetching.store_of(config.run) if config.run else None
     with fetching.checkpoint_file(store, config) as path:
-        model, checkpoint = fetching.load_detector(path)
+        model, checkpoint = fetching.load_detector(path, model=config.model, classes=config.classes)
     where = f" ({config.checkpoint})" if config.checkpoint else ""
     say(f"detecting with {workspace.introduce(checkpoint)}{where}")
     least = checkpoint["architecture"]["kwargs"].get("score_threshold", 0)

@@ -9,6 +9,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 import config as options
+import continuing
 import disk
 import engine
 import fetching
@@ -80,7 +81,7 @@ class Job:
 
 def prepare(start: Start) -> Job:
     """Check and build everything; the MLflow run is created last, so that bad input leaves nothing half-made."""
-    store, run_id, defaults = start.store, start.run_id, dict(start.defaults)
+    store, run_id, defaults, file = start.store, start.run_id, dict(start.defaults), start.file
     config = replace(start.config, augmentation=read_augmentation(start.config.augmentation))
     device = engine.choose_device(config.device)
     transform = build_transform(config.augmentation)
@@ -90,7 +91,7 @@ def prepare(start: Start) -> Job:
     require_same_data(start, data)
     require_metric(config.best_metric, data)
     code = environment.code_state(workspace.ROOT)
-    model, architecture, notes = build_model(config, data.classes, store, fresh=run_id is None)
+    model, architecture, notes = build_model(config, data.classes, store, fresh=run_id is None and file is None)
     amp = engine.amp_dtype(config.amp, device)
     engine.place(model, device, amp)
     average = None if config.ema is None else engine.averaged(model, config.ema)
@@ -108,7 +109,8 @@ def prepare(start: Start) -> Job:
         config, model, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
     )
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-    position, changed = Position(), resuming.changed_options(start.facts, config) if run_id else {}
+    position, origin = Position(), {}
+    changed = resuming.changed_options(start.facts, config) if run_id else {}
     if run_id:
         saved, source = resuming.resumable_checkpoint(store, run_id)
         fetching.require_same_classes(saved, data.classes)
@@ -120,12 +122,21 @@ def prepare(start: Start) -> Job:
         notes += resuming.told(changed)
         notes += resuming.differences(saved, data, code, threads=torch.get_num_threads())
         say(resuming.receipt(saved, position, source))
+    if file:
+        saved = continuing.read(file, config)
+        fetching.require_same_classes(saved, data.classes)
+        parts = (model, optimizer, schedule, scaler, average)
+        length = {"steps_per_epoch": plan.steps_per_epoch, "last_step": plan.last_step}
+        position, told = continuing.restore(saved, file, *parts, **length)
+        engine.lay_out_as_parameters(optimizer)
+        notes += told
+        origin = continuing.origin(saved, file)
     for note in notes:
         say(note)
     forecast = disk_forecast(config, store, position, plan, checkpoint_bytes(model, average, optimizer, config))
     require_budget(config, forecast, store, run_id, position)
     left_open = tuple(sorted(defaults)) if run_id is None else tuple(start.facts.get("defaults", ()))
-    info = run_info(config, store, run_id, data, architecture, plan, code, left_open)
+    info = run_info(config, store, run_id, data, architecture, plan, code, left_open, origin)
     return Job(
         config=config,
         defaults=defaults,
@@ -257,6 +268,7 @@ def run_info(
     plan: Plan,
     code: dict,
     defaults: tuple[str, ...],
+    origin: dict[str, str],
 ) -> RunInfo:
     """The run's lasting facts; creates the MLflow run unless one is resumed, or this is a rehearsal."""
     if config.dry_run:
@@ -264,7 +276,7 @@ def run_info(
     elif run_id is None:
         workspace.require_writable(workspace.RUNS, mend="Make it writable")
         run_id, run_name = store.create_run(
-            config.experiment, config.run_name or made_up_name(config, data), config.tags
+            config.experiment, config.run_name or made_up_name(config, data), config.tags | origin
         )
     else:
         run_name = store.run(run_id).name

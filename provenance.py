@@ -14,7 +14,7 @@ from resuming import FACTS
 from tracking import environment
 from tracking.run import TrackedRun
 
-UNTRACKED = ("resume", "tag", "strict", "dry_run", "allow_change")  # options that say nothing of the result
+UNTRACKED = ("resume", "classes", "tag", "strict", "dry_run", "allow_change")  # options that say nothing of the result
 
 
 def log_beginning(run: LiveRun, job: Job) -> None:

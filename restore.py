@@ -111,21 +111,17 @@ def from_store(config: RestoreConfig, partial: Path) -> tuple[str, dict[str, Any
 def from_file(config: RestoreConfig, partial: Path) -> tuple[str, dict[str, Any], None]:
     """Write a checkpoint from elsewhere into `partial`, as a whole one of ours; as from_store, but asks no store."""
     from models import checkpoint as checkpoints
-    from models import foreign
 
     if not config.file.exists():
         raise options.ConfigError(f"--file: there is no file {config.file}")
     content = checkpoints.load(config.file)
-    if record.says_what_it_is(content):
-        if config.model or config.classes:
-            raise options.ConfigError(f"{config.file} names its own model and classes: leave out --model and --classes")
+    is_ours = record.says_what_it_is(content)
+    content = fetching.whole(content, config.file, model=config.model, classes=config.classes)
+    if is_ours:
         fetching.build_as_said(content, config.file)
         shutil.copyfile(config.file, partial)
         sha256 = record.file_sha256(partial)
     else:
-        names = foreign.read_classes(config.classes) if config.classes else None
-        content = foreign.adopt(content, config.file, model=config.model, classes=names)
-        say(f"{config.file}: {foreign.receipt(content)}")
         sha256 = checkpoints.save(content, partial)
     return str(config.file), record.describe(content) | {"sha256": sha256, "role": "file", "pinned": True}, None
 

@@ -44,6 +44,7 @@ class Start:
     defaults: dict[str, Any]  # what the user left open and we chose
     run_id: str | None  # of the run that continues
     facts: dict[str, Any]  # what RunInfo says of it
+    file: Path | None = None  # that a new run continues
 
     @property
     def is_over(self) -> bool:
@@ -58,12 +59,13 @@ def choose(config: TrainConfig) -> Start:
     store = open_store(workspace.ROOT) if config.dry_run else fetching.open_store()
     say(f"tracking: {store.uri}")
     config = replace(config, data=options.absolute(config.data))
-    run_id = run_to_resume(store, config)
+    file = None if config.resume in (None, "auto") else fetching.file_named(config.resume)
+    run_id = None if file else run_to_resume(store, config)
     if run_id is None:
-        if architecture := weights_of(store, config):
+        if file is None and (architecture := weights_of(store, config)):
             config = options.with_model_of(config, architecture)
         config, defaults = options.resolved(config, cores=os.cpu_count() or 1)
-        return Start(store=store, config=config, defaults=defaults, run_id=None, facts={})
+        return Start(store=store, config=config, defaults=defaults, run_id=None, facts={}, file=file)
     facts = stored_facts(store, run_id)
     stored = replace(options.from_plain(facts["config"]), data=config.data)  # moved: prepare compares what lies there
     if stored.augmentation.startswith("{"):  # the content of a file: compared with today's
@@ -79,11 +81,22 @@ def weights_of(store: Store, config: TrainConfig) -> dict[str, Any] | None:
     if word in (None, "coco", "backbone", "none"):
         return None
     if file := fetching.file_named(word):
-        return record.inspect(file).entry.get("architecture")
+        return record.inspect(file).entry.get("architecture") or told_by_tensors(file, config)
     try:
         return stored_facts(store, run_id_of(store, word, config.experiment)).get("architecture")
     except RunUnknown:  # which is said where the weights are loaded
         return None
+
+
+def told_by_tensors(file: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """The model of a file from elsewhere, unless --model says it."""
+    if config.model is not None:
+        return None
+    from models import checkpoint as checkpoints
+    from models import foreign
+
+    told = foreign.model_told(checkpoints.load(file), file)
+    return told and {"builder": told, "kwargs": {}}
 
 
 def has_finished(store: Store, run_id: str) -> bool:

@@ -309,6 +309,10 @@ def read() -> TrainConfig:
     if asked.from_run is not None:
         stored = configuration(asked.from_run, asked.experiment)
         return replace(options.parse(TrainConfig, default=stored), from_run=stored.from_run)
+    if is_continuing and (file := fetching.file_named(asked.resume)):
+        import continuing
+
+        return options.parse(TrainConfig, default=continuing.configuration(file, asked))
     if not is_continuing:  # with auto the line says everything: a cluster runs the same one again
         return asked
     import resuming

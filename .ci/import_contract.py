@@ -15,6 +15,7 @@ LAYERS = (
     ("train",),
     ("evaluate", "infer", "restore", "status", "prune", "provenance", "rehearsal", "report"),
     ("prepare",),
+    ("continuing",),
     ("live_run", "resuming", "building", "sources"),
     ("publishing", "description", "series", "fetching", "syncing", "disk"),
     ("workspace",),

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from models.record import FORMAT, CheckpointError, inspect, sync_folder
+from models.record import FORMAT, OLD_FORMAT, CheckpointError, inspect, sync_folder
 
 PLAIN_TYPES = (type(None), bool, int, float, str)
 TRAINING_STATE = ("raw_model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "scaler_state_dict")
@@ -82,26 +82,31 @@ def load(path: Path, *, device: str | torch.device = "cpu") -> dict[str, Any]:
 
     Known: ours; torchvision's reference form (`model`, `optimizer`, `lr_scheduler`, `epoch`, `args`); the plain form
     (`epoch`, `model_state_dict`, `optimizer_state_dict`); a bare state dict. `module.` and `_orig_mod.` are stripped.
+    `args`, the options that a file was trained by, become a dict.
     """
     verdict = inspect(path, verify=True)  # torch.load compares no checksum: it would load flipped bits
     if verdict.state == "absent":
         raise CheckpointError(f"No checkpoint at {path}. What exists: python status.py", exit_code=1)
-    if verdict.state not in ("ready", "not-a-checkpoint"):  # whose old formats torch can still read
-        raise CheckpointError(f"{path} is {verdict.state}: {verdict.detail}", verdict.exit_code)
+    if verdict.state != "ready" and verdict.detail != OLD_FORMAT:  # which torch reads, though without checksums
+        raise CheckpointError(f"{path} is {verdict.state}: {_with_mend(verdict.detail)}", verdict.exit_code)
     try:
         # A Namespace is inert; it is in torchvision's reference form. Of what it refuses, torch warns beside raising.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch parses whatever bytes there are, and raises whatever they lead to
-        reason = verdict.detail or _refusal(error)
-        mend = " Whoever made it can save plain data: torch.save(model.state_dict(), FILE)" if "plain" in reason else ""
-        raise CheckpointError(f"{path} cannot be loaded: {reason}.{mend}") from error
+        raise CheckpointError(f"{path} cannot be loaded: {_with_mend(_refusal(error))}") from error
     return _our_form(content, path)
 
 
 def _refusal(error: Exception) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return f"it holds more than plain data, or it is damaged: {first}"
+
+
+def _with_mend(reason: str) -> str:
+    if "more than plain data" not in reason:
+        return reason
+    return f"{reason}. Whoever made it can save plain data: torch.save(model.state_dict(), FILE)"
 
 
 def _our_form(content: Any, path: Path) -> dict[str, Any]:
@@ -113,7 +118,9 @@ def _our_form(content: Any, path: Path) -> dict[str, Any]:
     if "model_state_dict" not in content and isinstance(content.get("model"), Mapping):
         renamed = {"model": "model_state_dict", "optimizer": "optimizer_state_dict"}
         renamed["lr_scheduler"] = "scheduler_state_dict"
-        content = {renamed.get(key, key): value for key, value in content.items() if key != "args"}
+        content = {renamed.get(key, key): value for key, value in content.items()}
+    if isinstance(content.get("args"), argparse.Namespace):
+        content = content | {"args": vars(content["args"])}
     if "model_state_dict" not in content:
         if not content or not all(isinstance(value, torch.Tensor) for value in content.values()):
             raise CheckpointError(f"{path} holds no model weights (no model_state_dict, no model)")

@@ -53,8 +53,8 @@ def adopt(
         listed = some(f"{key} {tuple(tensor.shape)}" for key, tensor in state.items())
         raise CheckpointError(f"{path} holds no Faster R-CNN: it has no {CLASS_ROWS_KEY}, but {listed}", exit_code=4)
     rows = len(state[CLASS_ROWS_KEY])
-    names = list(classes) if classes is not None else _named_classes(content, rows)
-    candidates = (model,) if model else next((TELLING[key] for key in TELLING if key in state), ())
+    names = list(classes) if classes is not None else named_classes(content, rows)
+    candidates = (model,) if model else _told_by(state)
     if len(candidates) != 1 or names is None:
         raise CheckpointError(f"{path}: {_wanted(candidates, names, rows)}", exit_code=2)
     if len(names) != rows - 1:
@@ -72,6 +72,18 @@ def adopt(
         "architecture": architecture,
         "classes": names,
     }
+
+
+def model_told(content: Mapping[str, Any], path: Path) -> str | None:
+    """The model that a checkpoint's tensors tell; CheckpointError where they are those of two, None for any other."""
+    candidates = _told_by(without_prefixes(content["model_state_dict"]))
+    if len(candidates) > 1:
+        raise CheckpointError(f"{path}: {_wanted(candidates, [], 0)}", exit_code=2)
+    return candidates[0] if candidates else None
+
+
+def _told_by(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    return next((TELLING[key] for key in TELLING if key in state), ())
 
 
 def receipt(content: Mapping[str, Any]) -> str:
@@ -100,7 +112,7 @@ def _wanted(candidates: Sequence[str], names: list[str] | None, rows: int) -> st
     return "; ".join(wanted)
 
 
-def _named_classes(content: Mapping[str, Any], rows: int) -> list[str] | None:
+def named_classes(content: Mapping[str, Any], rows: int) -> list[str] | None:
     """The names that a file carries for its classes, where there are as many as its head has; None otherwise."""
     holders = [content, *(content[key] for key in ("data", "config") if isinstance(content.get(key), Mapping))]
     for holder in holders:

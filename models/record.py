@@ -18,6 +18,7 @@ FORMAT = 1  # of our checkpoints; a file with a higher one was written by a newe
 ZIP_START, LEGACY_TORCH_START = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 # COCO's category numbers have gaps (80 classes in 1..90), and torchvision's heads have a row for each gap.
 NO_CLASS = "N/A"
+OLD_FORMAT = "a file in PyTorch's old format, which carries no checksums"
 DAMAGED = ("empty", "truncated", "corrupt", "not-a-checkpoint")
 
 
@@ -66,17 +67,20 @@ def inspect(path: Path, verify: bool = False) -> Verdict:
     try:
         stat = path.stat()
     except FileNotFoundError:
-        return Verdict("absent", f"there is no file at {path}")
+        dangling = f"it is a link to {path.readlink()}, where there is none" if path.is_symlink() else ""
+        return Verdict("absent", dangling or f"there is no file at {path}")
     except OSError as error:
-        return Verdict("not-a-checkpoint", f"{path} cannot be looked at: {error.strerror}")
+        return Verdict("not-a-checkpoint", f"it cannot be looked at: {error.strerror}")
     if not path.is_file():
-        return Verdict("not-a-checkpoint", f"{path} is a {'folder' if path.is_dir() else 'special file'}, not a file")
+        return Verdict("not-a-checkpoint", f"it is a {'folder' if path.is_dir() else 'special file'}, not a file")
     if stat.st_size == 0:
-        return Verdict("empty", f"{path} has no bytes")
+        return Verdict("empty", "it has no bytes")
     try:
         return _judge(path, stat, verify)
+    except PermissionError as error:  # it may be as good as ever: whoever replaces it moves it aside
+        return Verdict("not-a-checkpoint", f"it cannot be read: {error.strerror}")
     except OSError as error:
-        return Verdict("corrupt", f"{path} cannot be read: {error.strerror or error}")
+        return Verdict("corrupt", f"it cannot be read: {error.strerror or error}")
 
 
 def _judge(path: Path, stat: os.stat_result, verify: bool) -> Verdict:
@@ -120,7 +124,7 @@ def _judge_content(path: Path) -> Verdict:
     with path.open("rb") as file:
         start = file.read(len(LEGACY_TORCH_START))
     if start == LEGACY_TORCH_START:
-        return Verdict("not-a-checkpoint", "a file in PyTorch's old format, which carries no checksums")
+        return Verdict("not-a-checkpoint", OLD_FORMAT)
     if not start.startswith(ZIP_START[: len(start)]):
         return Verdict("not-a-checkpoint", "it does not begin as a PyTorch file does")
     try:

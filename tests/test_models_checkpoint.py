@@ -158,7 +158,8 @@ def test_known_forms_are_read_into_ours(tmp_path, form, prefix):
         optimizer.load_state_dict(read["optimizer_state_dict"])
     if "reference" in form:
         schedule.load_state_dict(read["scheduler_state_dict"])
-        assert not {"model", "optimizer", "lr_scheduler", "args"} & set(read)
+        assert not {"model", "optimizer", "lr_scheduler"} & set(read)
+        assert read["args"] == vars(args)
 
 
 def test_a_prefix_that_only_some_keys_have_is_part_of_their_names():

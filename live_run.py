@@ -17,7 +17,9 @@ from models import record
 from pace import Pace
 from progress import duration, say
 from retention import KEEP_ALL, newest_and_best, parse_keep
+from tracking.errors import TakenOver
 from tracking.journal import REFUSED
+from tracking.ownership import Ownership, forget_superseded
 from tracking.records import PROGRESS, last_word
 from workspace import RunFolder
 
@@ -115,11 +117,17 @@ class LiveRun:
         self.writer = Writer(self.optimizer)
         self.tracked = TrackedRun(self.folder.path, info.run_id)
         self.stack.callback(self.tracked.close)
+        self.ownership = Ownership(self.folder.path, self.store, info.run_id)
+        went_on_elsewhere = self.ownership.claim()
+        self.spoke = time.time()
         self.pages = self.store.ui_urls(info.run_id)
         self.elsewhere: dict[str, list[tuple[int, float]]] = {}
         self.first_new_step = self.tracked.journal.last_step() + 1
         if self.resumed:
             last_stored = self.store.last_train_step(info.run_id)
+            if went_on_elsewhere:
+                names = {one.name for one in self.store.checkpoints(info.run_id, with_pruned=True)}
+                forget_superseded(self.tracked.journal, last_step=last_stored, checkpoints=names)
             if last_stored >= self.first_new_step:
                 self.elsewhere = self.store.histories(info.run_id, ("train/", "val/"))
                 self.first_new_step = last_stored + 1
@@ -162,7 +170,12 @@ class LiveRun:
         return {PROGRESS: json.dumps(self.heartbeat() | {"best": self.position.get("best")})}
 
     def at(self, **position: Any) -> None:
-        """Say how far the run is; run.json follows every few seconds, so that status.py can tell."""
+        """Say how far the run is; run.json follows every few seconds, so that status.py can tell.
+
+        TakenOver where this process was suspended and the run went on elsewhere meanwhile.
+        """
+        silent, self.spoke = time.time() - self.spoke, time.time()
+        self.ownership.require_after(silent)
         self.position |= position
         self.pace.step(position["step"])
         if time.monotonic() - self.state_written > STATE_EVERY_SECONDS:
@@ -278,6 +291,10 @@ class LiveRun:
         return None
 
     def _end(self, error: BaseException | None) -> None:
+        if isinstance(error, TakenOver):
+            self.folder.update(state="interrupted", error=str(error))
+            self.sender.stop()
+            return
         resumable = isinstance(error, Stopped | KeyboardInterrupt | OSError) or disk.is_full(error)
         status = "FINISHED" if error is None else "KILLED" if resumable else "FAILED"
         try:

@@ -15,7 +15,7 @@ import series
 import workspace
 from models import record
 from progress import about, duration
-from tracking import connection, journal, peek
+from tracking import connection, journal, ownership, peek
 from workspace import RunFolder
 
 
@@ -167,7 +167,7 @@ def unsent(folders: list[RunFolder]) -> dict[str, Any]:
     total = {"operations": 0, "checkpoints": 0, "bytes": 0, "runs": []}
     for folder in folders:
         waiting = journal.Journal(folder.path).unsent()
-        if waiting["operations"]:
+        if waiting["operations"] and not ownership.is_lost(folder.path):
             total["runs"].append(folder.run_id)
             for key in ("operations", "checkpoints", "bytes"):
                 total[key] += waiting[key]

@@ -23,6 +23,7 @@ from models import record
 from progress import say
 from tracking.errors import RunUnknown, StoreError
 from tracking.journal import Journal
+from tracking.ownership import is_lost, owner_of
 
 ROOT = Path(__file__).resolve().parent
 RUNS = ROOT / "runs"
@@ -218,7 +219,7 @@ def deliver_if_idle(store: Any, folder: RunFolder, seconds: float | None = None)
 def deliver_pending(store: Any, folder: RunFolder, seconds: float | None = None) -> None:
     """Send what a dead or finished run of this machine still owes the store, for so long at most."""
     owed = Journal(folder.path).unsent()
-    if not owed["operations"]:
+    if not owed["operations"] or is_lost(folder.path):
         return
     from tracking import sender
 
@@ -252,7 +253,7 @@ def _end_dead(store: Any, folder: RunFolder) -> bool:
     deliver_pending(store, folder, SETTLING_SECONDS)
     ended = False
     try:
-        ended = store.end_dead(folder.run_id)
+        ended = store.end_dead(folder.run_id, owner_of(folder.path))
     except RunUnknown:
         say(f"note: run {folder.run_id} died, and {store.uri} does not know it any more")
     except StoreError as error:  # an old run's trouble must not stop what is asked now

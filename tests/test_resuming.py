@@ -1,17 +1,25 @@
 """Where a resumed run continues: its recovery point on another machine, options that are allowed to change."""
 
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pytest
 
 import config as options
+import status
 import train
 import workspace
 from live_run import LiveRun, Stopped
-from tests.conftest import equal, history, last_checkpoint, open_store
+from tests.conftest import SMALL, copy_of_repository, equal, history, last_checkpoint, open_store, script_runner
+from tracking.errors import TakenOver
+from tracking.journal import Journal
+from tracking.ownership import forget_superseded
 from tracking.recovery import recovery_point
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
@@ -87,3 +95,103 @@ def test_a_changed_option_bends_the_run_and_is_recorded(home, small, capfd):
     assert "lr 0.001 → 0.0005" in store.run(run_id).tags["changed_at_step_000004"]
     assert store.read_json(run_id, "run.json")["config"]["lr"] == 5e-4
     assert train.main(replace(bending, max_steps=None)) == run_id  # these are its options now
+
+
+def test_a_job_that_wakes_after_another_took_over_stops_without_writing(home, small, monkeypatch, tmp_path, capfd):
+    """It sleeps in its sixth step while another checkout, with the same store, resumes the run and finishes it."""
+    config, whole = replace(small, run_name="part", checkpoint_every="1"), train.main(small)
+    real, seen = LiveRun.at, {}
+    monkeypatch.setattr("tracking.ownership.TRUSTED_SECONDS", 0.0)
+
+    def at(run, **position):
+        if position["step"] == 6 and not seen:
+            seen["journal"] = run.tracked.journal.path
+            assert run.sender.finish(30)
+            run.sender.stop()  # a process that sleeps sends nothing, and its heart does not beat
+            silent = {"time": 1, "host": "elsewhere", "pid": 1, "step": 5}
+            run.store.client.set_tag(run.info.run_id, "heartbeat", json.dumps(silent))
+            with monkeypatch.context() as other:
+                other.setattr(workspace, "RUNS", tmp_path / "other" / "runs")
+                other.setattr(workspace, "PUBLISHED", tmp_path / "other" / "checkpoint.pth")
+                other.setattr(LiveRun, "at", real)
+                train.main(replace(config, resume=run.info.run_id))
+            seen["done"] = True
+        real(run, **position)
+
+    monkeypatch.setattr(LiveRun, "at", at)
+    with pytest.raises(TakenOver, match="went on elsewhere") as caught:
+        train.main(config)
+    assert caught.value.exit_code == 1 and seen["done"]
+    store = open_store()
+    part = store.find_run("part")
+    assert store.run(part).status == "FINISHED"
+    for key in ("train/loss", "val/AP", "epoch"):
+        assert history(store, whole, key) == history(store, part, key)
+    assert [one.name for one in store.checkpoints(part)] == ["epoch-000", "epoch-001"]
+    workspace.RunFolder(part).update(state="running")  # as if it had been killed in its sleep
+    assert workspace.end_dead_runs(store) == []
+    assert store.run(part).status == "FINISHED"
+    assert status.main(status.StatusConfig())["unsent"]["operations"] == 0
+
+
+def test_what_waits_from_before_a_run_went_on_elsewhere_is_sent_only_where_it_is_new(tmp_path):
+    journal = Journal(tmp_path)
+    for step in (5, 6, 7):
+        journal.append({"op": "metrics", "step": step, "metrics": {"train/loss": step / 10}, "time": step})
+    for name in ("epoch-000", "epoch-001"):
+        journal.append({"op": "checkpoint", "name": name, "step": 4, "spool": "x"})
+    journal.append({"op": "tags", "tags": {"ended_by": "SIGTERM"}})
+    journal.append({"op": "end", "status": "KILLED"})
+    forget_superseded(journal, last_step=6, checkpoints={"epoch-000"})
+    waiting = [operation for _, operation in journal.pending()]
+    assert [(one["op"], one.get("name"), one["step"]) for one in waiting] == [
+        ("metrics", None, 7),
+        ("checkpoint", "epoch-001", 4),
+    ]
+    assert waiting[0]["time"] == 7
+
+
+@pytest.mark.slow
+def test_a_stopped_process_that_is_continued_leaves_its_run_to_the_other_machine(trained, coco_folder, tmp_path):
+    """SIGSTOP, another checkout takes over and finishes, SIGCONT."""
+    first, second = (copy_of_repository(tmp_path / name) for name in ("first", "second"))
+    shutil.copy(trained.folder / "mlflow.db", first / "mlflow.db")
+    uri = f"sqlite:///{first}/mlflow.db"
+    line = ("--data", str(coco_folder), *SMALL, "--epochs", "20", "--run-name", "slept", "--checkpoint-every", "1")
+    line += ("--resume", "auto")
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, str(first / "train.py"), *line]
+        sleeper = subprocess.Popen(command, cwd=first, stderr=log, env=os.environ | {"MLFLOW_TRACKING_URI": uri})
+    store = open_at(first, uri)
+    try:
+        wait_for(lambda: any(store.checkpoints(run.run_id) for run in store.runs_named("slept", "faster-rcnn")))
+        sleeper.send_signal(signal.SIGSTOP)
+        run_id = store.find_run("slept")
+        store.client.set_tag(run_id, "heartbeat", json.dumps({"time": 1, "host": "away", "pid": 1}))
+        other = script_runner(second)("train.py", *line, MLFLOW_TRACKING_URI=uri)
+        assert other.returncode == 0, other.stderr
+        assert f"resuming run {run_id}" in other.stderr
+        taken = history(store, run_id, "train/loss")
+        time.sleep(31)  # it trusts its claim for 30 s
+        sleeper.send_signal(signal.SIGCONT)
+        assert sleeper.wait(60) == 1
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    assert "went on elsewhere" in (tmp_path / "log").read_text()
+    assert history(store, run_id, "train/loss") == taken
+    assert [step for step, _ in taken] == list(range(1, 81))
+    assert store.run(run_id).status == "FINISHED"
+
+
+def open_at(folder, uri):
+    from tracking import store
+
+    return store.open_store(folder, uri)
+
+
+def wait_for(holds, seconds=120.0):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

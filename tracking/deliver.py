@@ -10,8 +10,9 @@ from pathlib import Path
 
 from tracking.artifacts import link_into_store, sha256_of_file, write_preview
 from tracking.connection import first_line, import_mlflow, local_folder
-from tracking.errors import StoreError
+from tracking.errors import StoreError, TakenOver
 from tracking.journal import dropped_mark
+from tracking.ownership import Ownership
 from tracking.pruning import CannotFree, Registered, free_files, pruned_tag
 from tracking.records import CHECKPOINT_FILE, CHECKPOINT_FOLDER, PRUNED
 
@@ -36,8 +37,9 @@ class Delivery:
     A spool that is an absolute path is itself where the file is.
     """
 
-    def __init__(self, store, run_id: str, folder: Path):
+    def __init__(self, store, run_id: str, folder: Path, ownership: Ownership | None = None):
         self.store = store
+        self.ownership = ownership  # without it whoever comes may write
         self.client = store.client
         self.run_id = run_id
         self.folder = Path(folder)
@@ -51,13 +53,15 @@ class Delivery:
         """
         mlflow = import_mlflow()
         try:
+            if self.ownership is not None:
+                self.ownership.require()
             if operations[0]["op"] == "metrics":
                 self._metrics(operations)
             else:
                 self._apply_one(operations[0])
         except mlflow.MlflowException as error:
             self._raise_as_ours(error)
-        except (Refused, Unavailable):
+        except (Refused, Unavailable, TakenOver):
             raise
         except (OSError, RuntimeError) as error:  # the disk, the network (requests' errors), an interpreter going down
             kind = Refused if _is_refused_upload(error) else Unavailable

@@ -29,3 +29,9 @@ class ExperimentDeleted(ValueError):
     """The experiment exists, but is deleted."""
 
     exit_code = 2
+
+
+class TakenOver(RuntimeError):
+    """Another process trains the run now."""
+
+    exit_code = 1

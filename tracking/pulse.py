@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tracking.connection import import_mlflow
+from tracking.errors import TakenOver
 from tracking.journal import Journal, now_ms
+from tracking.ownership import Ownership
 from tracking.records import HEARTBEAT
 
 SAMPLE_SECONDS = 10.0
@@ -32,10 +34,11 @@ class Pulse(threading.Thread):
     System metrics go through the journal and survive an outage; a heartbeat is only worth sending now.
     """
 
-    def __init__(self, journal: Journal, run_id: str, store, progress: Callable[[], dict]):
+    def __init__(self, journal: Journal, run_id: str, store, progress: Callable[[], dict], ownership: Ownership):
         super().__init__(name="tracking-pulse", daemon=True)
         self.trouble: str | None = None
         self._journal, self._run_id, self._store, self._progress = journal, run_id, store, progress
+        self._ownership = ownership
         self._stopping = threading.Event()
 
     def run(self) -> None:
@@ -58,8 +61,12 @@ class Pulse(threading.Thread):
     def _beat(self) -> None:
         mlflow = import_mlflow()
         try:
+            self._ownership.require()
             self._store.client.set_tag(self._run_id, HEARTBEAT, heartbeat_text(self._progress()))
             self.trouble = None
+        except TakenOver as error:
+            self.trouble = str(error)
+            self._stopping.set()
         except (mlflow.MlflowException, OSError) as error:
             self.trouble = str(error)
 

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tracking.deliver import Delivery, Refused, Unavailable
+from tracking.errors import TakenOver
 from tracking.journal import Journal
+from tracking.ownership import Ownership
 from tracking.pulse import Pulse
 
 MOST_METRICS_A_BATCH = 1000  # of mlflow's log_batch
@@ -21,12 +23,19 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 class Courier:
     """Carries a journal's pending operations to the store in order, and confirms them.
 
-    `refuse` takes an operation that the store will never take, and why.
+    `refuse` takes an operation that the store will never take, and why. TakenOver where `ownership` is lost.
     """
 
-    def __init__(self, journal: Journal, store, run_id: str, refuse: Callable[[dict, str], None] | None = None):
+    def __init__(
+        self,
+        journal: Journal,
+        store,
+        run_id: str,
+        refuse: Callable[[dict, str], None] | None = None,
+        ownership: Ownership | None = None,
+    ):
         self.journal = journal
-        self.delivery = Delivery(store, run_id, journal.folder)
+        self.delivery = Delivery(store, run_id, journal.folder, ownership)
         self._refuse = refuse or journal.refuse
 
     def deliver_next(self) -> int:
@@ -107,8 +116,9 @@ class Sender(threading.Thread):
         run_id = run_id or Path(folder).name
         self.journal = Journal(folder)
         self.trouble: str | None = None
-        self._courier = Courier(self.journal, store, run_id)
-        self._pulse = Pulse(self.journal, run_id, store, heartbeat) if heartbeat is not None else None
+        self.ownership = Ownership(self.journal.folder, store, run_id)
+        self._courier = Courier(self.journal, store, run_id, ownership=self.ownership)
+        self._pulse = Pulse(self.journal, run_id, store, heartbeat, self.ownership) if heartbeat is not None else None
         self._stopping = threading.Event()
         self._attempts_failed = 0
         self._hurried = False
@@ -166,6 +176,9 @@ class Sender(threading.Thread):
         while not self._stopping.is_set():
             try:
                 delivered = self._courier.deliver_next()
+            except TakenOver as error:
+                self.trouble = str(error)
+                return
             except (Unavailable, OSError) as error:
                 self.trouble = str(error)
                 self._attempts_failed += 1
@@ -190,7 +203,8 @@ def sync(folder: Path, store, run_id: str | None = None, *, seconds: float | Non
     After `seconds` it returns in any case; what is under way then goes on in the background, and nothing follows it.
     """
     journal = Journal(folder)
-    courier = Courier(journal, store, run_id or Path(folder).name)
+    run_id = run_id or Path(folder).name
+    courier = Courier(journal, store, run_id, ownership=Ownership(journal.folder, store, run_id))
     summary = {"delivered": 0, "trouble": None}
     if seconds is None:
         _drain(courier, summary, math.inf)
@@ -215,7 +229,7 @@ def _drain(courier: Courier, summary: dict, deadline: float) -> None:
             if time.monotonic() > deadline:
                 summary["trouble"] = OUT_OF_TIME
                 return
-    except (Unavailable, OSError) as error:
+    except (TakenOver, Unavailable, OSError) as error:
         summary["trouble"] = str(error)
     finally:
         os.close(lock)

@@ -16,6 +16,7 @@ from tracking.connection import connect, failures, import_mlflow, is_server, loc
 from tracking.errors import DamagedArtifact, ExperimentDeleted, RunUnknown, StoreError
 from tracking.find import RunReference, find_run, run_copied_from, runs_named, stored_checkpoints
 from tracking.journal import now_ms
+from tracking.ownership import OWNER
 from tracking.pruning import CannotFree, free_files, is_registered, pruned_tag
 from tracking.records import CHECKPOINT_FILE, CHECKPOINT_FOLDER, StoredCheckpoint, StoredRun, stored_run
 from tracking.view import VIEW, arrange_charts
@@ -109,10 +110,13 @@ class Store:
         with failures(self.uri, f"run {run_id}"):
             self.client.set_terminated(run_id, status, end_time or now_ms())
 
-    def end_dead(self, run_id: str) -> bool:
-        """Ends a run whose process is dead as KILLED, at its last heartbeat; False where it had ended already."""
+    def end_dead(self, run_id: str, owner: str | None = None) -> bool:
+        """Ends a run whose process is dead as KILLED, at its last heartbeat.
+
+        False where it had ended already, or where another process than `owner` (see tracking.ownership) has it.
+        """
         run = self.run(run_id)
-        if run.status != "RUNNING" or run.is_deleted:
+        if run.status != "RUNNING" or run.is_deleted or run.tags.get(OWNER, owner) != owner:
             return False
         self.end(run_id, "KILLED", _heartbeat_time(run.tags))
         return True

@@ -16,13 +16,14 @@ from tracking.deliver import CHECKPOINT_FILE, NOTE, Unavailable, deliver, is_our
 from tracking.errors import DamagedArtifact, StoreError
 from tracking.find import experiment_ids_of, run_copied_from
 from tracking.journal import Journal
+from tracking.ownership import OWNER
 from tracking.pages import every
 from tracking.records import COPIED, ORIGIN, ORIGIN_STORE
 from tracking.sender import Courier, grouped
 from tracking.store import Store
 
 ENDED = ("FINISHED", "FAILED", "KILLED")
-NOT_COPIED = (ORIGIN, ORIGIN_STORE, COPIED, "mlflow.runName")  # tags that the copy has of its own
+NOT_COPIED = (ORIGIN, ORIGIN_STORE, COPIED, OWNER, "mlflow.runName")  # tags that the copy has of its own
 
 
 @dataclass(kw_only=True)

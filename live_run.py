@@ -114,6 +114,8 @@ class LiveRun:
         from tracking.sender import Sender
 
         info = self.info
+        for partial in self.folder.path.glob(".*.partial"):  # of a process that died writing: the lock is ours
+            partial.unlink()
         self.writer = Writer(self.optimizer)
         self.tracked = TrackedRun(self.folder.path, info.run_id)
         self.stack.callback(self.tracked.close)
@@ -155,6 +157,7 @@ class LiveRun:
             self._prune(self.position["best"])
         self.sender = Sender(self.folder.path, self.store, heartbeat=self.heartbeat)
         self.sender.start()
+        self._publish_missed()
 
     def times(self) -> dict[str, float | None]:
         left = self.pace.seconds_left
@@ -262,7 +265,18 @@ class LiveRun:
         except (OSError, ValueError, RuntimeError) as error:  # not being able to publish never stops a run
             outcome = f"not published: {error}. Later: python restore.py {self.info.run_id}"
         say(f"  best so far, {outcome}")
-        self.folder.update(published=outcome.startswith("published"))
+        self.folder.update(published=outcome.startswith("published"), publishing_decided=entry["sha256"])
+
+    def _publish_missed(self) -> None:
+        """Publish the checkpoint to continue from when it is the best and the run died before it came to that."""
+        best, last = self.position["best"], self.folder.last
+        if not (self.resumed and best and best["step"] == self.position["step"] and last.exists()):
+            return
+        if not self.tracked.journal.has_checkpoint(best["name"]):  # it is logged again, and published then
+            return
+        sha256 = record.file_sha256(last)
+        if self.folder.state().get("publishing_decided") != sha256:
+            self._publish(record.inspect(last).entry | {"sha256": sha256, "role": "best"})
 
     def log_detections(self, name: str, content: Any) -> None:
         """Queue COCO detections or ground truth as detections/NAME.json.gz."""

@@ -63,7 +63,12 @@ def publishing() -> Iterator[None]:
     workspace.PUBLISHED.parent.mkdir(parents=True, exist_ok=True)
     with (workspace.PUBLISHED.parent / ".lock").open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        for partial in workspace.PUBLISHED.parent.glob(f".{workspace.PUBLISHED.stem}.*.partial"):
+            partial.unlink()  # of a process that died writing it
+        try:
+            yield
+        finally:  # a loader's worker that was forked meanwhile has the open file too, and would keep the lock
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def publish(source: Path, entry: dict[str, Any], *, how: str, store: Any) -> str:

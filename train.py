@@ -93,7 +93,8 @@ def train(config: TrainConfig) -> str:
             done = position.batches_done // config.accumulate
             with Progress(title, plan.steps_per_epoch, done=done, unit="steps") as progress:
                 for step in steps:
-                    position.step, position.batches_done = step.index, position.batches_done + step.batches
+                    position.step, position.metrics = step.index, {}
+                    position.batches_done += step.batches
                     run.at(epoch=position.epoch, step=step.index)
                     if step.index % plan.log_every == 0:
                         run.log_step(step_metrics(step, epoch), step.index)
@@ -103,7 +104,7 @@ def train(config: TrainConfig) -> str:
                     if recovery.due(step.index):
                         run.save_last(snapshot(job), share=True)
             if position.batches_done == plan.batches_per_epoch:
-                position.epoch, position.batches_done, position.metrics = epoch, 0, {}
+                position.epoch, position.batches_done = epoch, 0
             # Before the validation, which may take longer than we have.
             run.save_last(snapshot(job), share=stop.asked is not None)
             if stop.asked:
@@ -199,7 +200,8 @@ def update_best(job: "Job", scores: dict[str, float]) -> bool:
     position, metric = job.position, job.config.best_metric
     value, best = scores[metric], job.position.best
     if best is not None and value <= best["value"] and best["step"] != position.step:
-        position.validations_since_best += 1
+        if not position.metrics:  # else it is scored again, because the run died before it had logged that
+            position.validations_since_best += 1
         return False
     position.validations_since_best = 0
     where = {"name": position.name, "epoch": position.epoch, "step": position.step}

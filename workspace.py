@@ -24,6 +24,8 @@ from progress import say
 from tracking.errors import RunUnknown, StoreError
 from tracking.journal import Journal
 from tracking.ownership import is_lost, owner_of
+from tracking.pulse import has_died
+from tracking.records import last_word
 
 ROOT = Path(__file__).resolve().parent
 RUNS = ROOT / "runs"
@@ -243,7 +245,14 @@ def end_dead_runs(store: Any) -> list[RunFolder]:
             with contextlib.suppress(WorkspaceError), folder.locked():  # refused: it lives
                 if _end_dead(store, folder):
                     ended.append(folder)
-    return ended
+    return ended + _end_stillborn(store)
+
+
+def _end_stillborn(store: Any) -> list[RunFolder]:
+    """End the runs whose process died before it made their folder: no lock tells of them, the heartbeat does."""
+    without_folder = [run for run in store.running() if not RunFolder(run.run_id).state()]
+    dead = [run for run in without_folder if has_died(last_word(run.tags))]
+    return [RunFolder(run.run_id) for run in dead if store.end_dead(run.run_id)]
 
 
 def _end_dead(store: Any, folder: RunFolder) -> bool:

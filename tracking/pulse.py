@@ -23,9 +23,20 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 def heartbeat_text(progress: dict) -> str:
     """The heartbeat tag: time in ms, process, host and boot (a process number means nothing after a reboot)."""
-    boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else None
-    process = {"pid": os.getpid(), "host": platform.node(), "boot": boot}
+    process = {"pid": os.getpid(), "host": platform.node(), "boot": _boot()}
     return json.dumps({**process, **progress, "time": now_ms()})
+
+
+def _boot() -> str | None:
+    return BOOT_ID.read_text().strip() if BOOT_ID.exists() else None
+
+
+def has_died(word: dict) -> bool:
+    """Whether who said this last (records.last_word) was a process of this machine, and is no more."""
+    silent_seconds = time.time() - word.get("time", 0) / 1000
+    if word.get("boot") != _boot() or silent_seconds < SILENT_SECONDS:  # in a container its number means nothing here
+        return False
+    return not Path(f"/proc/{word.get('pid')}").exists()
 
 
 class Pulse(threading.Thread):

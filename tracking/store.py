@@ -17,8 +17,17 @@ from tracking.errors import DamagedArtifact, ExperimentDeleted, RunUnknown, Stor
 from tracking.find import RunReference, find_run, run_copied_from, runs_named, stored_checkpoints
 from tracking.journal import now_ms
 from tracking.ownership import OWNER
+from tracking.pages import every
 from tracking.pruning import CannotFree, free_files, is_registered, pruned_tag
-from tracking.records import CHECKPOINT_FILE, CHECKPOINT_FOLDER, StoredCheckpoint, StoredRun, stored_run
+from tracking.pulse import heartbeat_text
+from tracking.records import (
+    CHECKPOINT_FILE,
+    CHECKPOINT_FOLDER,
+    HEARTBEAT,
+    StoredCheckpoint,
+    StoredRun,
+    stored_run,
+)
 from tracking.view import VIEW, arrange_charts
 
 __all__ = [
@@ -88,10 +97,12 @@ class Store:
     ) -> tuple[str, str]:
         """Starts a run in the experiment of that name; its ID and its name, made up where none is given.
 
-        It started at `start_time` (ms), or now.
+        It started at `start_time` (ms), or now. Its first heartbeat comes with it: the process may die before it can
+        say another word.
         """
         experiment_id = self.experiment(experiment)
-        every_tag = {**_context_tags(), **{key: str(value) for key, value in (tags or {}).items()}}
+        given = {key: str(value) for key, value in (tags or {}).items()}
+        every_tag = {**_context_tags(), HEARTBEAT: heartbeat_text({}), **given}
         with failures(self.uri, f"a new run in {experiment}"):
             arrange_charts(self.client, experiment_id)
             info = self.client.create_run(experiment_id, start_time, every_tag, run_name).info
@@ -120,6 +131,13 @@ class Store:
             return False
         self.end(run_id, "KILLED", _heartbeat_time(run.tags))
         return True
+
+    def running(self) -> list[StoredRun]:
+        """The runs of all experiments that are RUNNING, as the store has it."""
+        with failures(self.uri, "its running runs"):
+            names = {one.experiment_id: one.name for one in every(self.client.search_experiments)}
+            found = every(self.client.search_runs, list(names), "attributes.status = 'RUNNING'")
+            return [stored_run(run, names[run.info.experiment_id]) for run in found]
 
     def last_train_step(self, run_id: str) -> int:
         """The highest step whose training metrics the store has; 0 before the first."""

@@ -1,0 +1,79 @@
+"""kill -9 at random instants of a training: it goes on, and ends as one that was never killed.
+
+A trial is named by its seed, which chooses the instants: python -m pytest -n 0 -m "" tests/faults -k "kill and 17-"
+"""
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+import status
+import workspace
+from models.record import inspect
+from status import StatusConfig
+from tests.conftest import open_store
+from tests.faults import trial
+from tests.faults.conftest import FLAVOURS
+from tests.faults.outcome import differences, outcome
+
+SHORT = 2  # kills of the default suite; of the slow one three times as many, and FAULTS=100 of the long one
+TRIALS = int(os.environ.get("FAULTS") or 3 * SHORT)
+
+
+def trials() -> list:
+    flavours = list(FLAVOURS)
+    marks = {True: (), False: pytest.mark.slow}
+    return [
+        pytest.param(seed, flavours[seed // SHORT % len(flavours)], marks=marks[seed < SHORT]) for seed in range(TRIALS)
+    ]
+
+
+@pytest.mark.parametrize(("seed", "flavour"), trials())
+def test_a_killed_training_ends_as_if_it_never_had_been(seed, flavour, home, line, reference, tally):
+    dice, whole = random.Random(seed), reference(flavour)
+    saved_step, instants = 0, []
+    with tally.several() as faults:
+        for _ in range(dice.choice([1, 1, 2, 3])):
+            instant = trial.random_instant(dice, whole.seen)
+            instants.append(instant)
+            child = trial.run(home, "train.py", *line(flavour), instant=instant)
+            if child.code == 0:  # it was done before
+                break
+            assert child.code == -signal.SIGKILL, f"{instants}\n{child.errors}"
+            faults[f"kill -9 {instant.place}"] += 1
+            saved_step = require_nothing_lost(saved_step)
+            if dice.random() < 0.5:
+                require_sync_ends_the_dead(home)
+        child = trial.run(home, "train.py", *line(flavour))
+        assert child.code == 0, child.errors
+        store, run_id = open_store(), child.out.strip()
+        assert differences(whole.outcome, outcome(store, run_id)) == [], instants
+        require_sync_ends_the_dead(home)
+        left = [*home.glob("runs/*/outbox/*"), *home.rglob(".*.partial")]
+        assert left == [], instants
+        assert status.main(StatusConfig(checkpoint=workspace.PUBLISHED))["unsent"]["operations"] == 0
+
+
+def require_nothing_lost(saved_step: int) -> int:
+    """What lies there after a kill is whole, and no older than what lay there before; the step that can go on."""
+    report = status.main(StatusConfig(checkpoint=workspace.PUBLISHED, verify=True))
+    assert report["state"] in ("ready", "absent"), report
+    folders = workspace.run_folders()
+    assert report["training"]["state"] in (("interrupted", "finished") if folders else ("none",))
+    files = [folder.last for folder in folders if folder.last.exists()]
+    verdicts = [inspect(file, verify=True) for file in files]
+    assert [verdict.state for verdict in verdicts] == ["ready"] * len(files), verdicts
+    if report["training"]["state"] == "interrupted" and files:
+        assert f"python train.py --resume {report['training']['run_id']}" in status.report_text(report)
+    step = max((verdict.entry["step"] for verdict in verdicts), default=0)
+    assert step >= saved_step
+    return step
+
+
+def require_sync_ends_the_dead(home: Path) -> None:
+    child = trial.run(home, "status.py", "--sync", silent_seconds=0)
+    assert child.code in (0, 1), child.errors
+    assert [run.run_id for run in open_store().running()] == []

@@ -103,8 +103,9 @@ def from_store(config: RestoreConfig, partial: Path) -> tuple[str, dict[str, Any
     if verdict.state != "ready":
         raise record.CheckpointError(f"{stored.name} of run {stored.run_id}: {verdict.detail}", verdict.exit_code)
     is_chosen = config.which in ("best", "last") and not config.run.startswith("models:/")
-    entry = verdict.entry | {"sha256": stored.sha256, "role": config.which if is_chosen else "epoch", "pinned": True}
-    entry |= {"run_id": stored.run_id, "tracking_uri": store.uri}  # a copy's file names the run it was copied from
+    # The file names the run and the store that it was trained into, as these were called then.
+    entry = verdict.entry | {"run_id": stored.run_id, "tracking_uri": store.uri, "sha256": stored.sha256}
+    entry |= {"role": config.which if is_chosen else "epoch", "pinned": True}
     return f"{stored.name} of run {stored.run_id}", entry, store
 
 

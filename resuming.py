@@ -58,6 +58,8 @@ def choose(config: TrainConfig) -> Start:
     """Open the store, end the dead, and find the run that --resume continues; WorkspaceError when that is training."""
     store = open_store(workspace.ROOT) if config.dry_run else fetching.open_store()
     say(f"tracking: {store.uri}")
+    if not config.dry_run:
+        store.require_in_place()
     config = replace(config, data=options.absolute(config.data))
     file = None if config.resume in (None, "auto") else fetching.file_named(config.resume)
     run_id = None if file else run_to_resume(store, config)

@@ -15,7 +15,7 @@ import series
 import workspace
 from models import record
 from progress import about, duration
-from tracking import connection, journal, ownership, peek
+from tracking import connection, journal, moved, ownership, peek
 from workspace import RunFolder
 
 
@@ -75,6 +75,8 @@ def main(config: StatusConfig) -> dict[str, Any]:
     training = training_state(folders)
     entry = verdict.entry
     run_id = entry.get("run_id")
+    home = moved.home_of(uri, peek.BUSY_SECONDS)
+    recorded_uri = home.present_uri(entry.get("tracking_uri")) if home else entry.get("tracking_uri")
     state, detail = verdict.state, verdict.detail
     if state == "ready" and not (entry.get("architecture") and entry.get("classes")):
         state, detail = "incompatible", FOREIGN
@@ -85,8 +87,9 @@ def main(config: StatusConfig) -> dict[str, Any]:
         "training": training,
         "path": str(path),
         **{key: entry.get(key) for key in ("run_id", "run_name", "experiment")},
-        "tracking_uri": entry.get("tracking_uri") or uri,
-        "run_status": run_status(run_id, entry.get("tracking_uri") or uri, ask),
+        "tracking_uri": recorded_uri or uri,
+        "moved_from": [str(folder) for folder in home.former] if home else [],
+        "run_status": run_status(run_id, recorded_uri or uri, ask),
         **{
             key: entry.get(key)
             for key in ("epoch", "epochs", "step", "batches_done", "metrics", "architecture", "classes", "dataset")
@@ -246,6 +249,8 @@ def report_text(report: dict[str, Any]) -> str:
             f"unsent to MLflow: {waiting['operations']} operations, {waiting['checkpoints']} checkpoints "
             f"({waiting['bytes'] / 1e6:.1f} MB). Send: python status.py --sync"
         )
+    if report["moved_from"]:
+        lines.append(f"moved or copied from {', '.join(report['moved_from'])}: before training, python relocate.py")
     return "\n".join([*lines, f"next: {report['next']}"])
 
 

@@ -24,7 +24,9 @@ def synchronise() -> None:
     if not workspace.run_folders():
         say("nothing was trained here: there is nothing to send")
         return
-    deliver_all(open_store(workspace.ROOT))
+    store = open_store(workspace.ROOT)
+    store.require_in_place()
+    deliver_all(store)
 
 
 def deliver_all(store: Any) -> None:

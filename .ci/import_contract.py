@@ -13,7 +13,7 @@ LAYERS = (
     ("benchmarks",),
     ("recipes",),  # models/registry.py imports one when it is asked for by name, and from nowhere else
     ("train",),
-    ("evaluate", "infer", "restore", "status", "prune", "provenance", "rehearsal", "report"),
+    ("evaluate", "infer", "restore", "status", "prune", "relocate", "provenance", "rehearsal", "report"),
     ("prepare",),
     ("continuing",),
     ("live_run", "resuming", "building", "sources"),

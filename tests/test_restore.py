@@ -140,7 +140,7 @@ def test_a_strangers_file_put_there_by_hand_is_mended_in_place(home, shapes_file
     report = status(run_script)
     assert (report["state"], report["next"].split(" --file ")[0]) == ("incompatible", "python restore.py")
     assert Path(report["next"].split(" --file ")[1]).resolve() == workspace.PUBLISHED
-    assert "restore.py --file" in refused(4, "infer.py", shapes_file)
+    assert "--model" in refused(2, "infer.py", shapes_file)
     restore("--file", workspace.PUBLISHED, "--model", MOBILE_320)
     assert status(run_script)["state"] == "ready"
     assert [path.read_bytes() for path in kept()] == [shapes_file.read_bytes()]
@@ -178,7 +178,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(home, tmp_path, 
     mark, file = tmp_path / "it-ran", tmp_path / "trap.pth"
     trap = {"model_state_dict": {"w": torch.zeros(1)}, "epoch": Calls(os.system, f"touch '{mark}'")}
     torch.save(trap, file, _use_new_zipfile_serialization=not old_format)
-    assert "trap.pth cannot be loaded: " in refused(3, "restore.py", "--file", file)
+    assert "more than plain data" in refused(3, "restore.py", "--file", file)
     assert not mark.exists()
     assert not workspace.PUBLISHED.exists() and list(workspace.PUBLISHED.parent.glob(".*.download")) == []
 

@@ -4,13 +4,14 @@ import errno
 import fcntl
 import logging
 import os
+import sqlite3
 import ssl
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from tracking.errors import RunUnknown, StoreError, StoreFull
@@ -19,6 +20,8 @@ SERVER_PROBE_SECONDS = 4.0
 STORE_LOCK_SECONDS = 60.0
 SQLITE_FULL = "database or disk is full"
 
+# Set before mlflow is imported, whatever the user has: a colleague's run must not execute code here.
+ENVIRONMENT = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
 # Set before mlflow is imported, and only where the user has not: mlflow's own defaults block for four minutes when a
 # server is gone. The timeout has to leave a server time to hand a big upload on to its object storage.
 ENVIRONMENT_DEFAULTS = {
@@ -45,6 +48,7 @@ def store_uri(root: Path) -> str:
 
 def import_mlflow():
     """mlflow, with this project's defaults for its environment variables and its chatter turned down."""
+    os.environ.update(ENVIRONMENT)
     for name, value in ENVIRONMENT_DEFAULTS.items():
         os.environ.setdefault(name, value)
     for name, level in QUIET_LOGGERS.items():
@@ -108,6 +112,20 @@ def sqlite_path(uri: str) -> Path | None:
     if not uri.startswith("sqlite:"):
         return None
     return Path(uri.split("?")[0].split("///", 1)[-1])
+
+
+def read_database(uri: str, query: str, *values: object, seconds: float) -> list[dict] | None:
+    """The rows of an sqlite store, without mlflow; None of any other, and where a writer keeps it for so long."""
+    path = sqlite_path(uri)
+    if path is None or not path.exists():
+        return None
+    address = f"file:{urllib.parse.quote(str(path))}?mode=ro"
+    try:
+        with closing(sqlite3.connect(address, uri=True, timeout=seconds)) as database:
+            database.row_factory = sqlite3.Row
+            return [dict(row) for row in database.execute(query, values)]
+    except sqlite3.Error:  # locked, being created, or another version's tables
+        return None
 
 
 def local_folder(artifact_uri: str) -> Path | None:

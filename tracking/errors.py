@@ -13,6 +13,12 @@ class StoreFull(StoreError):
     exit_code = 5
 
 
+class StoreMoved(StoreError):
+    """The store's folder was moved or copied, and its database leads to where it was."""
+
+    exit_code = 2
+
+
 class DamagedArtifact(StoreError):
     """The store's copy of a checkpoint is gone or is not what was sent."""
 

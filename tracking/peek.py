@@ -1,15 +1,13 @@
 """A quick look into the tracking store, without mlflow (seconds to import); None where it cannot be told."""
 
 import base64
-import contextlib
 import http.client
 import json
 import os
-import sqlite3
 import urllib.parse
 import urllib.request
 
-from tracking.connection import is_server, sqlite_path
+from tracking.connection import is_server, read_database
 from tracking.records import EVALUATION, PRUNED
 
 SERVER_SECONDS = 0.3
@@ -110,16 +108,7 @@ def experiment_names(uri: str) -> list[str] | None:
 
 
 def _query(uri: str, query: str, *values: object) -> list[Answer] | None:
-    path = sqlite_path(uri)
-    if path is None or not path.exists():
-        return None
-    address = f"file:{urllib.parse.quote(str(path))}?mode=ro"
-    try:
-        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)) as database:
-            database.row_factory = sqlite3.Row
-            return [dict(row) for row in database.execute(query, values)]
-    except sqlite3.Error:  # locked, being created, or another version's tables
-        return None
+    return read_database(uri, query, *values, seconds=BUSY_SECONDS)
 
 
 # -- a server

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-from tracking.connection import failures, import_mlflow
 from tracking.errors import DamagedArtifact
 
 FOLDER = "recovery"  # among the run's artifacts; the tag that says of which step its file is has the same name
@@ -26,10 +25,7 @@ def recovery_point(tags: dict[str, str]) -> dict:
 
 def download_recovery(store, run_id: str, to: Path) -> Path:
     """The recovery point's file in the folder `to`; DamagedArtifact where the store has lost it."""
-    mlflow = import_mlflow()
-    path = f"{FOLDER}/{FILE}"
-    with failures(store.uri, f"{path} of run {run_id}"):
-        if all(entry.path != path for entry in store.client.list_artifacts(run_id, FOLDER)):
-            raise DamagedArtifact(f"The recovery point of run {run_id} is gone from the store: {path}")
-        uri = f"runs:/{run_id}/{path}"
-        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(to), tracking_uri=store.uri))
+    path = store.fetch_artifact(run_id, f"{FOLDER}/{FILE}", to)
+    if path is None:
+        raise DamagedArtifact(f"The recovery point of run {run_id} is gone from the store: {FOLDER}/{FILE}")
+    return path

@@ -4,6 +4,7 @@ import getpass
 import json
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from tracking.connection import connect, failures, import_mlflow, is_server, loc
 from tracking.errors import DamagedArtifact, ExperimentDeleted, RunUnknown, StoreError
 from tracking.find import RunReference, find_run, run_copied_from, runs_named, stored_checkpoints
 from tracking.journal import now_ms
+from tracking.moved import ARTIFACTS, home_of
 from tracking.ownership import OWNER
 from tracking.pages import every
 from tracking.pruning import CannotFree, free_files, is_registered, pruned_tag
@@ -73,10 +75,16 @@ class Store:
             return False
         return True
 
+    def require_in_place(self) -> None:
+        """StoreMoved where what is written now would go to a folder from before a move; see tracking.moved."""
+        if home := home_of(self.uri):
+            home.require_in_place()
+
     # -- runs
 
     def experiment(self, name: str) -> str:
         """The ID of the experiment, created where there is none; in a local store its artifacts lie beside it."""
+        self.require_in_place()
         with failures(self.uri, f"experiment {name}"):
             found = self.client.get_experiment_by_name(name) or self._new_experiment(name)
         if found.lifecycle_stage == "deleted":
@@ -195,15 +203,24 @@ class Store:
 
     def read_json(self, run_id: str, artifact_path: str) -> dict | None:
         """A JSON artifact of a run; None where the run has none of that name."""
-        mlflow = import_mlflow()
+        with tempfile.TemporaryDirectory(prefix="artifact-") as to:
+            path = self.fetch_artifact(run_id, artifact_path, Path(to))
+            with failures(self.uri, f"{artifact_path} of run {run_id}"):
+                return path and json.loads(path.read_text(encoding="utf-8"))
+
+    def fetch_artifact(self, run_id: str, artifact_path: str, to: Path) -> Path | None:
+        """A copy of a run's artifact in the folder `to`; None where the run has none of that name."""
         with failures(self.uri, f"{artifact_path} of run {run_id}"):
+            place = self._folder(self.client.get_run(run_id).info.artifact_uri)
+            if place is not None:
+                file = place / artifact_path
+                return Path(shutil.copy(file, to)) if file.is_file() else None
             folder = artifact_path.rpartition("/")[0] or None
             if all(entry.path != artifact_path for entry in self.client.list_artifacts(run_id, folder)):
                 return None
-            with tempfile.TemporaryDirectory(prefix="artifact-") as to:
-                uri = f"runs:/{run_id}/{artifact_path}"
-                path = mlflow.artifacts.download_artifacts(uri, dst_path=to, tracking_uri=self.uri)
-                return json.loads(Path(path).read_text(encoding="utf-8"))
+            uri = f"runs:/{run_id}/{artifact_path}"
+            # `to` is a folder that mlflow's downloads cannot leave.
+            return Path(import_mlflow().artifacts.download_artifacts(uri, dst_path=str(to), tracking_uri=self.uri))
 
     def newest_runs(self, limit: int) -> list[StoredRun]:
         """The newest runs of all experiments, newest first."""
@@ -248,7 +265,7 @@ class Store:
 
     def holds(self, checkpoint: StoredCheckpoint) -> bool:
         """Whether the checkpoint's file is really there: by its hash in a local store, by its size on a server."""
-        folder = local_folder(checkpoint.artifact_location)
+        folder = self._folder(checkpoint.artifact_location)
         if folder is not None:
             stored = folder / CHECKPOINT_FOLDER / CHECKPOINT_FILE
             return stored.is_file() and sha256_of_file(stored) == checkpoint.sha256
@@ -273,6 +290,7 @@ class Store:
 
     def register(self, checkpoint: StoredCheckpoint, name: str, alias: str) -> str:
         """Registers the checkpoint as a version of the model `name`, sets the alias on it, and returns its URI."""
+        self.require_in_place()
         with failures(self.uri, f"model {name}"):
             if not list(self.client.search_registered_models(f"name = '{name}'")):
                 self.client.create_registered_model(name)
@@ -306,20 +324,27 @@ class Store:
             return pages
         return pages | {"command": f"mlflow ui --backend-store-uri {shlex.quote(self.uri)}"}
 
+    def _folder(self, artifact_uri: str) -> Path | None:
+        """The folder of this machine that an artifact URI names, after a move as well; None of any other place."""
+        place = local_folder(artifact_uri)
+        home = place and home_of(self.uri)
+        now = home.present(place) if home else place
+        return now if now is None or now.exists() else place
+
     @cached_property
     def artifact_root(self) -> Path | None:
         """The folder of this machine that has the store's artifacts; None where they are elsewhere."""
         if is_server(self.uri) or self.uri.startswith("databricks"):
             return None  # the server decides
         database = sqlite_path(self.uri)
-        return (database.resolve().parent if database else self.root) / "mlartifacts"
+        return (database.resolve().parent if database else self.root) / ARTIFACTS
 
     # -- inside
 
     def _new_experiment(self, name: str):
         mlflow = import_mlflow()
         # mlflow's default would be a folder of wherever the command was started, for good.
-        folder = self.artifact_root and self.artifact_root / re.sub(r"[^\w.-]", "_", name)
+        folder = self.artifact_root and self.artifact_root / _folder_name(name)
         try:
             experiment_id = self.client.create_experiment(name, artifact_location=folder and folder.as_uri())
         except mlflow.MlflowException:
@@ -339,12 +364,12 @@ class Store:
         return self.client.create_model_version(name, source, checkpoint.run_id, model_id=checkpoint.model_id)
 
     def _fetch(self, checkpoint: StoredCheckpoint, to: Path) -> None:
-        folder = local_folder(checkpoint.artifact_location)
+        folder = self._folder(checkpoint.artifact_location)
         if folder is None:
             self._fetch_remote(checkpoint, to)
             return
         stored = folder / CHECKPOINT_FOLDER / CHECKPOINT_FILE
-        if not stored.exists():
+        if not stored.is_file():  # a pipe would be waited for
             raise DamagedArtifact(_gone(checkpoint, str(stored)))
         copy_of(stored, to)
 
@@ -356,6 +381,13 @@ class Store:
             if not any(entry.path.endswith(CHECKPOINT_FILE) for entry in files):
                 raise DamagedArtifact(_gone(checkpoint, uri))
             mlflow.artifacts.download_artifacts(uri, dst_path=str(to.parent), tracking_uri=self.uri)
+        if not to.is_file():
+            raise DamagedArtifact(_gone(checkpoint, uri))
+
+
+def _folder_name(experiment: str) -> str:
+    name = re.sub(r"[^\w.-]", "_", experiment)
+    return name if name.strip(".") else "_"  # dots alone would lead out of the folder
 
 
 def _context_tags() -> dict[str, str]:

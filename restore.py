@@ -113,18 +113,19 @@ def from_file(config: RestoreConfig, partial: Path) -> tuple[str, dict[str, Any]
     """Write a checkpoint from elsewhere into `partial`, as a whole one of ours; as from_store, but asks no store."""
     from models import checkpoint as checkpoints
 
-    if not config.file.exists():
-        raise options.ConfigError(f"--file: there is no file {config.file}")
     content = checkpoints.load(config.file)
     is_ours = record.says_what_it_is(content)
     content = fetching.whole(content, config.file, model=config.model, classes=config.classes)
     if is_ours:
         fetching.build_as_said(content, config.file)
         shutil.copyfile(config.file, partial)
-        sha256 = record.file_sha256(partial)
+        copy = record.inspect(partial)
+        if copy.state != "ready":
+            raise record.CheckpointError(f"{config.file} was changed while it was copied: {copy.detail}. Try again")
+        entry = copy.entry
     else:
-        sha256 = checkpoints.save(content, partial)
-    return str(config.file), record.describe(content) | {"sha256": sha256, "role": "file", "pinned": True}, None
+        entry = record.describe(content) | {"sha256": checkpoints.save(content, partial)}
+    return str(config.file), entry | {"role": "file", "pinned": True}, None
 
 
 def strip(partial: Path, entry: dict[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,11 @@ class WorkspaceError(ValueError):
 class RunFolder:
     """runs/<run id>/: the journal, the outbox, last.pth and run.json of a run trained here."""
 
-    run_id: str
+    run_id: str  # empty for a run that has no folder
+
+    def __post_init__(self):
+        if self.run_id and not record.is_run_id(self.run_id):  # a file or a server may say anything
+            raise WorkspaceError(f"{self.run_id!r} is not a run's ID")
 
     @property
     def path(self) -> Path:

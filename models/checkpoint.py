@@ -86,7 +86,7 @@ def load(path: Path, *, device: str | torch.device = "cpu") -> dict[str, Any]:
     """
     verdict = inspect(path, verify=True)  # torch.load compares no checksum: it would load flipped bits
     if verdict.state == "absent":
-        raise CheckpointError(f"No checkpoint at {path}. What exists: python status.py", exit_code=1)
+        raise CheckpointError(f"No checkpoint at {path}: {verdict.detail}. What exists: python status.py", exit_code=2)
     if verdict.state != "ready" and verdict.detail != OLD_FORMAT:  # which torch reads, though without checksums
         raise CheckpointError(f"{path} is {verdict.state}: {_with_mend(verdict.detail)}", verdict.exit_code)
     try:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from dataclasses import dataclass, field
@@ -68,7 +69,7 @@ def inspect(path: Path, verify: bool = False) -> Verdict:
         stat = path.stat()
     except FileNotFoundError:
         dangling = f"it is a link to {path.readlink()}, where there is none" if path.is_symlink() else ""
-        return Verdict("absent", dangling or f"there is no file at {path}")
+        return Verdict("absent", dangling or "there is no file")
     except OSError as error:
         return Verdict("not-a-checkpoint", f"it cannot be looked at: {error.strerror}")
     if not path.is_file():
@@ -76,7 +77,13 @@ def inspect(path: Path, verify: bool = False) -> Verdict:
     if stat.st_size == 0:
         return Verdict("empty", "it has no bytes")
     try:
-        return _judge(path, stat, verify)
+        verdict = _judge(path, stat, verify)
+        now = path.stat()
+        is_replaced = (now.st_ino, now.st_size, now.st_mtime_ns) != (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        # What was read may be of two files, or of one with the other's record.
+        return inspect(path, verify) if is_replaced and verdict.state != "ready" else verdict
+    except FileNotFoundError:
+        return Verdict("absent", "there is no file any more")
     except PermissionError as error:  # it may be as good as ever: whoever replaces it moves it aside
         return Verdict("not-a-checkpoint", f"it cannot be read: {error.strerror}")
     except OSError as error:
@@ -194,11 +201,18 @@ def says_what_it_is(checkpoint: dict[str, Any]) -> bool:
 def _is_well_formed(key: str, value: Any) -> bool:
     if type(value) is not DESCRIBED[key] or not _is_plain(value):
         return False
+    if key == "run_id":
+        return is_run_id(value)
     if key == "classes":
         return all(isinstance(name, str) for name in value)
     if key == "metrics":
         return all(isinstance(number, int | float) for number in value.values())
     return key != "dataset" or isinstance(value.get("name"), str)
+
+
+def is_run_id(word: str) -> bool:
+    """Whether a word can be a run's ID, and so the name of its folder: no path can."""
+    return re.fullmatch(r"[\w-]+", word) is not None
 
 
 def _is_plain(value: Any) -> bool:

@@ -175,7 +175,7 @@ def test_pytorchs_old_format_is_still_read(tmp_path):
 
 
 def test_no_file_is_exit_1_and_says_where_to_look(tmp_path):
-    assert_refused(tmp_path / "checkpoint.pth", 1, "status.py")
+    assert_refused(tmp_path / "checkpoint.pth", 2, "status.py")
 
 
 def test_damaged_files_are_exit_3(tmp_path):

@@ -15,12 +15,8 @@ from tracking.errors import StoreFull
 from tracking.journal import OUTBOX, Queued
 from workspace import RunFolder
 
-FEWER = (
-    "best,last,every:2",
-    "best,last,every:5",
-    "best,last,every:10",
-    "best,last",
-)  # each takes less than the one before
+LEAST = "best,last"
+FEWER = (LEAST, f"{LEAST},every:10", f"{LEAST},every:5", f"{LEAST},every:2")  # what is proposed, the simplest first
 # RLIMIT_FSIZE, a limit on single files, is a full disk to whoever writes.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -87,8 +83,8 @@ class Forecast:
         for place, needed in self.needs(self.keep).items():
             free = shutil.disk_usage(place).free
             if needed > free:
-                least = self.bytes(FEWER[-1])
-                fewer = f", or keep fewer: --keep {FEWER[-1]} needs {in_words(least)}" if least < self.bytes() else ""
+                least = self.bytes(LEAST)
+                fewer = f", or keep fewer: --keep {LEAST} needs {in_words(least)}" if least < self.bytes() else ""
                 return f"{self}; {place} has {in_words(free)} free. Free some (prune.py){fewer}"
         return None
 
@@ -97,11 +93,11 @@ class Forecast:
         if held + self.bytes() <= limit:
             return None
         has = f", beside {in_words(held)} that the run has already" if held else ""
-        fitting = next((keep for keep in FEWER if held + self.bytes(keep) <= limit), None)
+        fitting = max((keep for keep in FEWER if held + self.bytes(keep) <= limit), key=self.bytes, default=None)
         mend = (
             f"--keep {fitting} would fit, with {in_words(held + self.bytes(fitting))}"
             if fitting
-            else (f"Even --keep {FEWER[-1]} needs {in_words(held + self.bytes(FEWER[-1]))}")
+            else (f"Even --keep {LEAST} needs {in_words(held + self.bytes(LEAST))}")
         )
         return f"{self}{has}: more than --disk-budget {in_words(limit)}. {mend}"
 

@@ -164,3 +164,58 @@ def test_a_server_that_dies_costs_nothing(server, tmp_path, capfd):
         store.download(checkpoints[1], restored)
     assert restored.read_bytes() == b"weights 1" * 10_000
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_server_frees_pruned_checkpoints(server, tmp_path):
+    """Through its proxy of artifacts, in training's order and by hand; the rest of the checkpoint stays."""
+    store = open_store(tmp_path, server.uri)
+    run_id, _ = store.create_run("blood", None)
+    run = TrackedRun(tmp_path / run_id, run_id)
+    for epoch in range(5):
+        queue_epoch(run, epoch)
+    assert not sync(run.folder, store)["trouble"]
+    uri = store.register(store.checkpoints(run_id)[1], "blood-cells", "champion")
+    run.prune("epoch-000", "--keep last")
+    run.prune("epoch-001", "--keep last")  # registered: it stays
+    queue_epoch(run, 5)
+    run.prune("epoch-005", "--keep last")  # before it is sent: only its metrics are
+    assert sync(run.folder, store)["unsent"]["refused"] == 0
+    assert not store.is_registered(store.checkpoints(run_id)[1])
+    store.prune(store.checkpoints(run_id)[1], "by hand")
+
+    def files() -> int:
+        return len(list((server.folder / "artifacts").rglob("checkpoint.pth")))
+
+    known = store.checkpoints(run_id, with_pruned=True)
+    assert [one.name for one in known if one.pruned] == ["epoch-000", "epoch-002", "epoch-005"]
+    assert [store.stored_bytes(one) > 0 for one in known] == [one.pruned is None for one in known]
+    assert files() == 3 and all("val/AP" in one.metrics for one in known)
+    assert known[2].pruned.endswith("UTC, by hand")
+    assert store.find(uri).model_id == known[1].model_id and store.holds(known[1])
+    assert peek.peek_checkpoints(server.uri, run_id) == ask.peek_checkpoints(store, run_id)
+    assert peek.peek_checkpoints(server.uri, run_id)["count"] == 3
+
+    run.journal.acknowledge(0)
+    assert sync(run.folder, store)["unsent"]["refused"] == 0
+    assert files() == 3 and len(store.checkpoints(run_id, with_pruned=True)) == 6
+
+    # Its storage refuses: what comes after that arrives, and the checkpoint is as it was.
+    (stored,) = (server.folder / "artifacts").rglob(f"{known[3].model_id}/**/checkpoint.pth")
+    subprocess.run(["chattr", "+i", stored], check=False)
+    protects = subprocess.run(["lsattr", stored], capture_output=True, text=True, check=False).stdout[4:5] == "i"
+    run.prune("epoch-003", "--keep last")
+    run.metrics({"train/loss": 0.0}, 1000)
+    summary = sync(run.folder, store)
+    subprocess.run(["chattr", "-i", stored], check=False)
+    assert summary["trouble"] is None and summary["unsent"]["operations"] == 0
+    if protects:
+        assert summary["unsent"]["refused"] == 1 and "epoch-003 stay" in run.journal.refused()[0]["reason"]
+        assert not next(one for one in store.checkpoints(run_id) if one.name == "epoch-003").pruned
+
+    # It is away: that is no refusal, and is tried again.
+    run.prune("epoch-004", "--keep last")
+    server.kill()
+    assert sync(run.folder, store)["unsent"]["operations"] == 1
+    server.start()
+    assert sync(run.folder, store)["unsent"]["operations"] == 0
+    assert "epoch-004" not in [one.name for one in store.checkpoints(run_id)]

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import threading
 import time
+from collections import deque
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -18,13 +20,14 @@ from pace import Pace
 from progress import duration, say
 from retention import KEEP_ALL, newest_and_best, parse_keep
 from tracking.errors import TakenOver
-from tracking.journal import REFUSED
+from tracking.journal import REFUSED, now_ms
 from tracking.ownership import Ownership, forget_superseded
 from tracking.records import PROGRESS, last_word
 from workspace import RunFolder
 
 DELIVERY_SECONDS = 120.0  # how long a finished run waits for a store that still takes what it is sent
-STATE_EVERY_SECONDS = 5.0
+AWAY_SECONDS = 5.0  # … and for one that does not answer
+STEPS_EVERY_SECONDS, STATE_EVERY_SECONDS = 0.2, 5.0
 
 
 class Stopped(Exception):
@@ -93,7 +96,10 @@ class LiveRun:
             checkpoint_bytes=checkpoint_bytes,
             store_is_here=store.artifact_root is not None,
         )
-        self.state_written = 0.0
+        self.steps: deque[tuple[dict[str, float], int, int]] = deque()  # metrics, step, time in ms: not yet journalled
+        self.logging_steps = threading.Lock()
+        self.over = threading.Event()
+        self.untold: OSError | None = None  # what hindered the writing of either
         self.queued: dict[str, tuple[int, float]] = {}  # (step, value) of the scores on their way into the journal
 
     def __enter__(self) -> "LiveRun":
@@ -157,6 +163,10 @@ class LiveRun:
             self._prune(self.position["best"])
         self.sender = Sender(self.folder.path, self.store, heartbeat=self.heartbeat)
         self.sender.start()
+        teller = threading.Thread(target=self._tell, name="run-state", daemon=True)
+        self.stack.callback(teller.join)
+        self.stack.callback(self.over.set)
+        teller.start()
         self._publish_missed()
 
     def times(self) -> dict[str, float | None]:
@@ -181,14 +191,36 @@ class LiveRun:
         self.ownership.require_after(silent)
         self.position |= position
         self.pace.step(position["step"])
-        if time.monotonic() - self.state_written > STATE_EVERY_SECONDS:
-            self.state_written = time.monotonic()
-            self.folder.update(**self.position | self.times())
+        if self.untold is not None:
+            raise self.untold
+
+    def _tell(self) -> None:
+        """Keep journal and run.json up to date, in a thread of its own."""
+        told = time.monotonic()
+        while not self.over.wait(STEPS_EVERY_SECONDS):
+            try:
+                self._log_steps()
+                if time.monotonic() - told > STATE_EVERY_SECONDS:
+                    told = time.monotonic()
+                    self.folder.update(**self.position | self.times())
+            except OSError as error:  # the loop raises it: a full disk ends the run
+                self.untold = error
 
     def log_step(self, values: dict[str, float], step: int) -> None:
-        """Training metrics of one step; a step replayed after a resume has been sent before and is left out."""
+        """Training metrics of one step; a step replayed after a resume has been sent before and is left out.
+
+        They wait in memory for a moment: while a checkpoint is written, the disk lets others wait.
+        """
         if step >= self.first_new_step:
-            self.tracked.metrics(values, step)
+            self.steps.append((values, step, now_ms()))
+
+    def _log_steps(self) -> None:
+        """Journal the steps so far; before a checkpoint is saved, since a run that resumes from it skips them."""
+        with self.logging_steps:
+            while self.steps:
+                values, step, at = self.steps[0]
+                self.tracked.metrics(values, step, at=at)
+                self.steps.popleft()  # only now: on a full disk the end tries again
 
     def save_last(self, checkpoint: dict[str, Any], *, share: bool) -> None:
         """Write the resumable last.pth of the run folder, beside the training; the previous stays until it is whole.
@@ -200,6 +232,7 @@ class LiveRun:
     def _save_last(self, checkpoint: dict[str, Any], share: bool) -> str:
         from models.checkpoint import save
 
+        self._log_steps()
         self.budget.require_room(self.tracked.journal.kept_checkpoints())
         sha256 = save(checkpoint, self.folder.last)
         if share:
@@ -261,7 +294,8 @@ class LiveRun:
 
     def _publish(self, entry: dict[str, Any]) -> None:
         try:
-            outcome = publishing.publish(self.folder.last, entry, how=self.how_to_publish, store=self.store)
+            store = self.store if self.store.answers() else None  # a server that hangs would hold this up for minutes
+            outcome = publishing.publish(self.folder.last, entry, how=self.how_to_publish, store=store)
         except (OSError, ValueError, RuntimeError) as error:  # not being able to publish never stops a run
             outcome = f"not published: {error}. Later: python restore.py {self.info.run_id}"
         say(f"  best so far, {outcome}")
@@ -312,6 +346,7 @@ class LiveRun:
         resumable = isinstance(error, Stopped | KeyboardInterrupt | OSError) or disk.is_full(error)
         status = "FINISHED" if error is None else "KILLED" if resumable else "FAILED"
         try:
+            self._log_steps()
             state = {"FINISHED": "finished", "KILLED": "interrupted", "FAILED": "failed"}[status]
             self.folder.update(
                 **self.position | self.times(),
@@ -339,6 +374,7 @@ class LiveRun:
 
     def history(self) -> dict[str, list[tuple[int, float]]]:
         """The (step, value) of every metric so far; what was trained on another machine comes from the store."""
+        self._log_steps()
         own = self.tracked.journal.history()
         points = {key: self.elsewhere.get(key, []) + own.get(key, []) for key in self.elsewhere | own | self.queued}
         for key, point in self.queued.items():
@@ -348,7 +384,8 @@ class LiveRun:
 
     def _deliver(self, seconds: float) -> None:
         began = time.monotonic()
-        delivered = self.sender.finish(seconds)
+        is_there = any(self.store.answers() for _ in range(2))  # a busy server may miss one
+        delivered = self.sender.finish(seconds if is_there else AWAY_SECONDS)
         self.sender.stop()
         unsent = self.tracked.journal.unsent()
         if unsent["refused"]:
@@ -359,8 +396,9 @@ class LiveRun:
         if delivered or not unsent["operations"]:
             return
         waited = duration(time.monotonic() - began)
+        why = self.sender.trouble if is_there else "the store does not answer"
         say(
             f"MLflow has not got everything: {unsent['operations']} operations and {unsent['checkpoints']} checkpoints "
-            f"wait after {waited} ({self.sender.trouble}). Nothing is lost: it lies in {self.folder.path}. "
-            "Send it: python status.py --sync"
+            f"wait after {waited} ({why}). Nothing is lost: it lies in {self.folder.path}. "
+            "The next command that reaches the store sends it, as does: python status.py --sync"
         )

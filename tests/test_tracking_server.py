@@ -1,67 +1,17 @@
 """A real MLflow server that dies in the middle of a run: nothing is lost, nothing comes twice."""
 
 import hashlib
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 
 import pytest
 
+from tests.server import Server
 from tracking import ask, peek
 from tracking.run import TrackedRun
 from tracking.sender import Sender, sync
 from tracking.store import DamagedArtifact, StoreError, open_store
 
 pytestmark = pytest.mark.slow  # two server starts of some 15 s each
-
-
-class Server:
-    """`mlflow server` in a session of its own: it leaves children behind that only the group's signal reaches."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process = None
-
-    def start(self) -> None:
-        store, artifacts = f"sqlite:///{self.folder}/mlflow.db", f"{self.folder}/artifacts"
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", store, "--artifacts-destination", artifacts]
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        environment.pop("MLFLOW_TRACKING_URI", None)
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 120
-        while not self._answers():
-            assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "server.log").read_text()
-            time.sleep(0.2)
-
-    def kill(self) -> None:
-        if self.process is None:
-            return
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.process = None
-        deadline = time.monotonic() + 10
-        while self._answers() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", self.port), timeout=1)
-
-    def _answers(self) -> bool:
-        try:
-            urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
-        except OSError:
-            return False
-        return True
 
 
 @pytest.fixture

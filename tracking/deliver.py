@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import posixpath
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,10 +12,10 @@ from pathlib import Path
 from tracking.artifacts import link_into_store, sha256_of_file, write_preview
 from tracking.connection import first_line, import_mlflow, local_folder
 from tracking.errors import StoreError, TakenOver
-from tracking.journal import dropped_mark
+from tracking.journal import OUTBOX, dropped_mark
 from tracking.ownership import Ownership
 from tracking.pruning import CannotFree, Registered, free_files, pruned_tag
-from tracking.records import CHECKPOINT_FILE, CHECKPOINT_FOLDER, PRUNED
+from tracking.records import CHECKPOINT_FILE, CHECKPOINT_FOLDER, PRUNED, stored_checkpoint
 
 NOTE = "mlflow.note.content"
 NOTE_HASH = "description_sha256"  # of the note that we wrote last: any other note is a user's
@@ -259,6 +260,8 @@ class Delivery:
         folder = local_folder(model.artifact_location)
         if folder is not None:
             self._verify_local(folder / CHECKPOINT_FOLDER / CHECKPOINT_FILE, spool, operation)
+        elif shutil.disk_usage(self.folder).free > 2 * spool.stat().st_size:
+            self._verify_remote(model)
         else:
             self._verify_size(model.model_id, spool)
 
@@ -276,6 +279,16 @@ class Delivery:
         if not stored.samefile(spool) and sha256_of_file(stored) != operation["sha256"]:
             stored.unlink()
             raise Unavailable(f"the store's copy {stored} differs from what was sent; sending it again")
+
+    def _verify_remote(self, model) -> None:
+        """Reads the file back, in the sender's own time: a server tells no hash."""
+        outbox = self.folder / OUTBOX
+        outbox.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=outbox, prefix="verify-") as folder:
+            try:
+                self.store.download(stored_checkpoint(model, ""), Path(folder) / CHECKPOINT_FILE)
+            except StoreError as error:
+                raise Unavailable(f"{first_line(error)}; sending it again") from error
 
     def _verify_size(self, model_id: str, spool: Path) -> None:
         files = self.client.list_logged_model_artifacts(model_id, CHECKPOINT_FOLDER)

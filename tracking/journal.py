@@ -59,10 +59,10 @@ class Journal:
             descriptor = self._writer()
             with _alone(descriptor):
                 _write_whole(descriptor, line)
-            if operation["op"] != "metrics":
-                os.fsync(descriptor)
             if self._history is not None:
                 self._history.note(operation)
+        if operation["op"] != "metrics":
+            os.fsync(descriptor)  # outside the lock: the training loop's numbers must not wait for the disk
 
     def operations(self, start: int = 0) -> Iterator[tuple[int, dict]]:
         """The whole operations from a byte offset on, each with the offset where it ends."""

@@ -58,6 +58,7 @@ class TrackedRun:
         names = self.folder / METRIC_NAMES
         self._mapped_names: dict[str, str] = json.loads(names.read_text()) if names.exists() else {}
         self._naming = threading.Lock()
+        self._rolling: dict[tuple, str] = {}  # the newest spool of each rolling file
         self._remove_spool_of_none()
         if self.journal.has_ended():
             # The end may still be waiting for delivery: it must not have the last word on a run that goes on.
@@ -76,12 +77,21 @@ class TrackedRun:
         *,
         checkpoint: str | None = None,
         dataset: Dataset | None = None,
+        at: int | None = None,
     ) -> None:
-        """Numbers at a global optimizer step, linked to a checkpoint queued before and to a dataset where named."""
+        """Numbers at a global optimizer step, linked to a checkpoint queued before and to a dataset where named.
+
+        They are of the time `at` (ms), or of now.
+        """
         values = self.named({name: float(value) for name, value in metrics.items()})
-        self.journal.append(
-            {"op": "metrics", "step": int(step), "metrics": values, "checkpoint": checkpoint, "dataset": dataset}
-        )
+        operation = {
+            "op": "metrics",
+            "step": int(step),
+            "metrics": values,
+            "checkpoint": checkpoint,
+            "dataset": dataset,
+        }
+        self.journal.append(operation if at is None else {**operation, "time": at})
 
     def file(self, path: Path, folder: str | None = None, *, rolling: bool = False) -> None:
         """Queues a file as a run artifact `folder/<its name>`, as it is now.
@@ -91,10 +101,9 @@ class TrackedRun:
         """
         spool = self._spool(Path(path), link=rolling)
         operation = {"op": "file", "spool": spool, "folder": folder, "rolling": rolling}
-        older = self._superseded(operation) if rolling else []
         self.journal.append(operation)
-        for name in older:
-            self._drop(name)
+        if rolling:
+            self._supersede(operation)
 
     def recovery_point(self, path: Path, *, step: int, sha256: str) -> None:
         """Queues a resumable file of mid-epoch, in the place of the one before; see tracking.recovery."""
@@ -207,22 +216,18 @@ class TrackedRun:
             _sync_to_disk(entry)
         return place.relative_to(self.folder).as_posix()
 
-    def _superseded(self, newer: dict) -> list[str]:
-        target = (newer["folder"], posixpath.basename(newer["spool"]))
-        return [
-            operation["spool"]
-            for _, operation in self.journal.pending()
-            if operation["op"] == "file"
-            and operation["rolling"]
-            and (operation["folder"], posixpath.basename(operation["spool"])) == target
-        ]
-
-    def _drop(self, spool: str) -> None:
-        shutil.rmtree((self.folder / spool).parent, ignore_errors=True)
+    def _supersede(self, newer: dict) -> None:
+        """Removes what a rolling file replaces: known by heart, since a dead server's journal is long to read."""
+        target = newer["folder"], posixpath.basename(newer["spool"])
+        older, self._rolling[target] = self._rolling.get(target), newer["spool"]
+        if older is not None:
+            shutil.rmtree((self.folder / older).parent, ignore_errors=True)  # gone already where it was delivered
 
     def _remove_spool_of_none(self) -> None:
         """Removes what a crash left: files queued but not journalled, or delivered but not removed."""
         operations = [operation for _, operation in self.journal.pending()]
+        for operation in [one for one in operations if one["op"] == "file" and one["rolling"]]:
+            self._supersede(operation)
         operations += [refusal.get("operation", {}) for refusal in self.journal.refused()]
         wanted = {posixpath.dirname(operation["spool"]) for operation in operations if operation.get("spool")}
         for entry in self._outbox.iterdir():

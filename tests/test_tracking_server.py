@@ -1,6 +1,7 @@
 """A real MLflow server that dies in the middle of a run: nothing is lost, nothing comes twice."""
 
 import hashlib
+import subprocess
 import time
 
 import pytest

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models import archive as archives
+
 FORMAT = 1  # of our checkpoints; a file with a higher one was written by a newer version of this repository
 ZIP_START, LEGACY_TORCH_START = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 # COCO's category numbers have gaps (80 classes in 1..90), and torchvision's heads have a row for each gap.
@@ -103,7 +105,8 @@ def _judge(path: Path, stat: os.stat_result, verify: bool) -> Verdict:
         if entry.get("sha256") == sha256:
             return _fitting(entry)
     verdict = _judge_content(path)
-    if verdict.state == "truncated" and stat.st_size in [entry.get("size_bytes") for entry in entries]:
+    is_of_recorded_size = stat.st_size in [entry.get("size_bytes") for entry in entries]
+    if verdict.state in ("truncated", "not-a-checkpoint") and is_of_recorded_size:
         return Verdict("corrupt", "it has its recorded size, but not the recorded hash")
     if verdict.state != "ready":
         return verdict
@@ -139,6 +142,8 @@ def _judge_content(path: Path) -> Verdict:
             damaged = archive.testzip()
             if damaged is not None:
                 return Verdict("corrupt", f"the checksum of {damaged} inside it does not match")
+            if contradiction := archives.defect(archive):
+                return Verdict("corrupt", contradiction)
             content = read_plain(archive)
     except zipfile.BadZipFile as error:
         truncated = "not a zip file" in str(error)  # no directory at its end: the end is missing

@@ -28,11 +28,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Where a child may be killed, beside any moment in seconds: a function that it enters …
 PLACES = {
-    "starting": ("tracking.store", "Store.create_run"),
+    "starting": ("live_run", "LiveRun.__enter__"),
     "training": ("live_run", "LiveRun.at"),
     "saving": ("models.checkpoint", "save"),
     "validating": ("evaluate", "score"),
     "logging": ("live_run", "LiveRun.log_checkpoint"),
+    "queueing": ("tracking.run", "TrackedRun.checkpoint"),
     "publishing": ("publishing", "publish"),
     "delivering": ("tracking.deliver", "Delivery.apply"),
 }

@@ -48,7 +48,7 @@ def main(config: RelocateConfig) -> list[str]:
     with publishing.publishing(), moved.mended(home, backup) as changed:
         records = stale_records(home)
         for path in records:
-            record.write_json(path, with_present_uri(read(path), home))
+            record.write_json(path, as_now(read(path), home))
     return [*lines, *told(changed), *map(str, records), f"the database as it was: {backup}"]
 
 
@@ -61,7 +61,7 @@ def stale_records(home: Home) -> list[Path]:
     """The run folders' run.json, and the record of the published checkpoint, that name the store as it was."""
     files = [folder.path / "run.json" for folder in workspace.run_folders()]
     files.append(record.record_path(workspace.PUBLISHED))
-    return [path for path in files if read(path) != with_present_uri(read(path), home)]
+    return [path for path in files if read(path) != as_now(read(path), home)]
 
 
 def read(path: Path) -> Any:
@@ -70,14 +70,15 @@ def read(path: Path) -> Any:
     return None
 
 
-def with_present_uri(content: Any, home: Home) -> Any:
-    """A record, or the entries in one, with the store's URI as it is now."""
+def as_now(content: Any, home: Home) -> Any:
+    """A record, or the entries in one, with the store's URI as it is now, and the place of data beside the store."""
     if not isinstance(content, dict):
         return content
-    mended = {
-        key: with_present_uri(content[key], home) if key in ("current", "previous") else content[key] for key in content
-    }
-    return mended | {"tracking_uri": home.present_uri(mended["tracking_uri"])} if "tracking_uri" in mended else mended
+    entries = {key: as_now(content[key], home) for key in ("current", "previous") if key in content}
+    uri = {"tracking_uri": home.present_uri(content["tracking_uri"])} if "tracking_uri" in content else {}
+    data = workspace.data_of(content)
+    moved_data = {"config": content["config"] | {"data": data}} if data else {}
+    return content | entries | uri | moved_data
 
 
 def say_if_incomplete(home: Home) -> None:

@@ -187,14 +187,18 @@ def stored_facts(store: Store, run_id: str) -> dict[str, Any]:
 
 def stored_config(store: Store, run_id: str) -> TrainConfig:
     """A run's configuration, as it was resolved."""
-    return options.from_plain(stored_facts(store, run_id)["config"])
+    return config_of(stored_facts(store, run_id))
+
+
+def config_of(facts: dict[str, Any]) -> TrainConfig:
+    return replace(options.from_plain(facts["config"]), data=workspace.data_of(facts))
 
 
 def configuration(store: Store, run: str, experiment: str) -> TrainConfig:
     """The configuration of a RUN for a new one that repeats it, or varies it by `dataclasses.replace`."""
     run_id = run_id_of(store, run, experiment)
     facts = stored_facts(store, run_id)
-    stored = options.from_plain(facts["config"])
+    stored = config_of(facts)
     return replace(options.to_repeat(stored, facts.get("defaults", ()), cores=os.cpu_count() or 1), from_run=run_id)
 
 

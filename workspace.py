@@ -21,6 +21,7 @@ from typing import Any
 
 from models import record
 from progress import say
+from tracking.connection import sqlite_path
 from tracking.errors import RunUnknown, StoreError
 from tracking.journal import Journal
 from tracking.ownership import is_lost, owner_of
@@ -284,6 +285,19 @@ def require_writable(folder: Path, mend: str = "Choose another --output") -> Non
         raise WorkspaceError(f"The folder {folder} cannot be made: {error.strerror}. {mend}") from error
     if not os.access(folder, os.W_OK):
         raise WorkspaceError(f"The folder {folder} cannot be written. {mend}")
+
+
+def data_of(facts: dict[str, Any]) -> str | None:
+    """The --data that a run or checkpoint was trained with; inside a repository that was moved since, as it is now.
+
+    Its tracking URI tells where the repository was.
+    """
+    data = (facts.get("config") or {}).get("data")
+    database = sqlite_path(facts.get("tracking_uri") or "")
+    if not data or database is None or Path(data).exists() or not Path(data).is_relative_to(database.parent):
+        return data
+    now = ROOT / Path(data).relative_to(database.parent)
+    return str(now) if now.exists() else data
 
 
 def choosing(best: dict[str, Any]) -> str:

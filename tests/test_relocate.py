@@ -40,7 +40,8 @@ def repository(tmp_path_factory, coco_folder, empty_database) -> Repository:
     root = tmp_path_factory.mktemp("moved") / "my repo é"
     root.mkdir()
     shutil.copy(empty_database, root / "mlflow.db")
-    config = options.parse(TrainConfig, ["--data", str(coco_folder), *SMALL, "--epochs", "1", "--run-name", "small"])
+    data = shutil.copytree(coco_folder, root / "data" / "shapes")
+    config = options.parse(TrainConfig, ["--data", str(data), *SMALL, "--epochs", "1", "--run-name", "small"])
     with pytest.MonkeyPatch.context() as patch:
         work_in(patch, root)
         run_id = train.main(config)

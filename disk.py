@@ -5,6 +5,7 @@ import errno
 import os
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import workspace
 from retention import KEEP_ALL, parse_keep
 from tracking.errors import StoreFull
 from tracking.journal import OUTBOX, Queued
+from tracking.records import CHECKPOINT_FILE
 from workspace import RunFolder
 
 LEAST = "best,last"
@@ -47,9 +49,10 @@ class Forecast:
         """Bytes at the peak by place; places on one disk are one, where hard links cost nothing."""
         if not self.names:
             return {}
-        # While one is written, the store has the older ones, and last.pth is of before the validation.
+        # While one is written, the store has the older ones, last.pth is of before the validation, and the recovery
+        # point of before that.
         older = min(len(self.names) - 1, self.files_kept(keep))
-        files = [(workspace.RUNS, 2), (workspace.PUBLISHED.parent, int(self.publishes))]
+        files = [(workspace.RUNS, 3), (workspace.PUBLISHED.parent, int(self.publishes))]
         if self.artifact_root is None:
             files.append((workspace.RUNS, 1))  # in the outbox, until the server has it
         elif disk_of(self.artifact_root) == disk_of(workspace.RUNS):
@@ -108,8 +111,8 @@ class Budget:
 
     limit: int | None
     folder: RunFolder
+    artifacts: Path | None  # of the run; None where the store is elsewhere
     checkpoint_bytes: int
-    store_is_here: bool
 
     def require_room(self, kept: Mapping[str, Queued]) -> None:
         """OverBudget when another checkpoint would pass the limit; `kept` are those in the store or on their way."""
@@ -126,13 +129,16 @@ class Budget:
         """Bytes in runs/<run id>, of the checkpoints in a local store, and of the run's copy at models/faster_rcnn."""
         is_ours = self.folder.state().get("published")
         published = workspace.PUBLISHED.stat().st_size if is_ours and workspace.PUBLISHED.exists() else 0
-        files = list(files_below(self.folder.path))
-        if not self.store_is_here:
+        folders = [self.folder.path] if self.artifacts is None else [self.folder.path, self.artifacts]
+        files = [entry for folder in folders for entry in files_below(folder)]
+        if self.artifacts is None:
             return published + sum({entry.st_ino: entry.st_size for _, entry in files}.values())
-        # Checkpoints are hard links of the store's, or on their way there: `kept` counts them once.
+        # What has links in other places, the outbox or the store's models, is a checkpoint, and `kept` counts it.
         outbox = self.folder.path / OUTBOX
-        others = [e.st_size for p, e in files if e.st_nlink == 1 and not (p.suffix == ".pth" and outbox in p.parents)]
-        return published + sum(one.size_bytes for one in kept.values()) + sum(others)
+        others = [entry for path, entry in files if not (path.name == CHECKPOINT_FILE and outbox in path.parents)]
+        links = Counter(entry.st_ino for entry in others)
+        sizes = {entry.st_ino: entry.st_size for entry in others if links[entry.st_ino] == entry.st_nlink}
+        return published + sum(one.size_bytes for one in kept.values()) + sum(sizes.values())
 
 
 def files_below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:

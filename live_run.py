@@ -93,8 +93,8 @@ class LiveRun:
         self.budget = disk.Budget(
             limit=info.config["disk_budget"] and options.parse_size(info.config["disk_budget"]),
             folder=self.folder,
+            artifacts=store.run_artifacts(info.run_id),
             checkpoint_bytes=checkpoint_bytes,
-            store_is_here=store.artifact_root is not None,
         )
         self.steps: deque[tuple[dict[str, float], int, int]] = deque()  # metrics, step, time in ms: not yet journalled
         self.logging_steps = threading.Lock()

@@ -237,11 +237,11 @@ def test_what_the_store_does_not_let_go_of_stays_whole_and_is_told(home, small, 
 
 
 def test_a_training_that_will_not_fit_is_refused_before_it_begins(home, small):
-    with pytest.raises(WorkspaceError, match="--keep best,last would fit, with 136 MB") as caught:
-        train.main(replace(small, epochs=9, disk_budget="140MB"))
+    with pytest.raises(WorkspaceError, match="--keep best,last would fit, with 163 MB") as caught:
+        train.main(replace(small, epochs=9, disk_budget="170MB"))
     assert caught.value.exit_code == 5
     assert not (home / "runs").exists() or list((home / "runs").iterdir()) == []
-    with pytest.raises(WorkspaceError, match="Even --keep best,last needs 109 MB"):
+    with pytest.raises(WorkspaceError, match="Even --keep best,last needs 136 MB"):
         train.main(replace(small, disk_budget="50MB"))
 
 
@@ -255,10 +255,10 @@ def test_a_training_that_passes_its_budget_stops_resumable(home, small, falling,
     assert (store.run(run_id).status, store.run(run_id).tags["resumable"]) == ("KILLED", "true")
     saved = last_checkpoint(run_id)["step"]
     assert saved < 24
-    train.main(replace(small, epochs=6, resume=run_id, keep="best,last", disk_budget="140MB"))
+    train.main(replace(small, epochs=6, resume=run_id, keep="best,last", disk_budget="240MB"))
     assert store.run(run_id).status == "FINISHED" and files(home) == ["epoch-000", "epoch-005"]
     told = capfd.readouterr().err
-    assert "--keep all → best,last" in told and "--disk-budget 100MB → 140MB" in told
+    assert "--keep all → best,last" in told and "--disk-budget 100MB → 240MB" in told
 
 
 def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(home, small):

@@ -60,14 +60,14 @@ def forecast(**changes) -> Forecast:
 @pytest.mark.parametrize(
     ("changes", "files"),
     [
-        ({}, 9 + 2 + 1),  # nine in the store, last.pth and the next one, models/faster_rcnn
-        ({"publishes": False}, 9 + 2),
-        ({"names": EPOCHS[:1]}, 2 + 1),
+        ({}, 9 + 3 + 1),  # nine in the store, last.pth, recovery point and the next one, models/faster_rcnn
+        ({"publishes": False}, 9 + 3),
+        ({"names": EPOCHS[:1]}, 3 + 1),
         ({"names": ()}, 0),
-        ({"keep": "best,last"}, 2 + 2 + 1),
-        ({"keep": "every:5"}, 4 + 2 + 1),
-        ({"artifact_root": None}, 3 + 1),  # a server has them; one waits in the outbox
-        ({"artifact_root": Path("/dev/shm/nowhere")}, 3 + 1 + 10),  # another disk: nothing is shared
+        ({"keep": "best,last"}, 2 + 3 + 1),
+        ({"keep": "every:5"}, 4 + 3 + 1),
+        ({"artifact_root": None}, 4 + 1),  # a server has them; one waits in the outbox
+        ({"artifact_root": Path("/dev/shm/nowhere")}, 4 + 1 + 10),  # another disk: nothing is shared
     ],
 )
 def test_the_space_a_run_needs(home, changes, files):
@@ -78,13 +78,13 @@ def test_too_little_space_is_told_with_numbers_and_what_to_do(home, monkeypatch)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda place: usage(0, 0, 100 * MB))
     said = forecast().shortage()
-    assert "10 checkpoints of 10 MB need 120 MB at the peak" in said
-    assert f"{home} has 100 MB free" in said and "--keep best,last needs 50 MB" in said
+    assert "10 checkpoints of 10 MB need 130 MB at the peak" in said
+    assert f"{home} has 100 MB free" in said and "--keep best,last needs 60 MB" in said
     assert forecast(keep="best,last").shortage() is None
-    assert forecast().over(120 * MB, 0) is None
-    assert "--keep best,last,every:5 would fit, with 70 MB" in forecast().over(75 * MB, 0)
-    assert "beside 40 MB that the run has already" in forecast().over(75 * MB, 40 * MB)
-    assert "Even --keep best,last needs 90 MB" in forecast().over(75 * MB, 40 * MB)
+    assert forecast().over(130 * MB, 0) is None
+    assert "--keep best,last,every:5 would fit, with 80 MB" in forecast().over(85 * MB, 0)
+    assert "beside 40 MB that the run has already" in forecast().over(85 * MB, 40 * MB)
+    assert "Even --keep best,last needs 100 MB" in forecast().over(85 * MB, 40 * MB)
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "sgd", "ema": 0.9}, {"optimizer": "sgd", "momentum": 0.0}])
@@ -105,13 +105,18 @@ def test_a_budget_counts_each_checkpoint_once(home):
     place.hardlink_to(folder.last)
     kept = {"epoch-000": Queued(1, 1000), "epoch-001": Queued(2, 1000)}
     facts = {"folder": folder, "checkpoint_bytes": 1000}
-    here, away = (Budget(limit=3000, store_is_here=is_here, **facts) for is_here in (True, False))
+    here, away = (Budget(limit=3000, artifacts=artifacts, **facts) for artifacts in (home / "artifacts", None))
     assert (here.used(kept), away.used(kept)) == (2100, 1100)
     with pytest.raises(OverBudget, match="The run uses 0 MB") as caught:
         here.require_room(kept)
     assert is_full(caught.value)
     away.require_room(kept)
-    Budget(limit=None, store_is_here=True, **facts).require_room(kept)
+    (home / "artifacts").mkdir()
+    folder.last.unlink()
+    folder.last.write_bytes(b"y" * 1000)  # of mid-epoch, and the recovery point in the store
+    (home / "artifacts" / "last.pth").hardlink_to(folder.last)
+    assert (here.used(kept), away.used(kept)) == (3100, 2100)
+    Budget(limit=None, artifacts=None, **facts).require_room(kept)
 
 
 def test_a_full_disk_is_known_by_what_it_came_from():

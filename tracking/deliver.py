@@ -14,10 +14,9 @@ from tracking.connection import first_line, import_mlflow, local_folder
 from tracking.errors import StoreError, TakenOver
 from tracking.journal import OUTBOX, dropped_mark
 from tracking.ownership import Ownership
-from tracking.pruning import CannotFree, Registered, free_files, pruned_tag
-from tracking.records import CHECKPOINT_FILE, CHECKPOINT_FOLDER, PRUNED, stored_checkpoint
+from tracking.pruning import CannotFree, Registered, free_files, pruned_tag, pruned_tags
+from tracking.records import CHECKPOINT_FILE, CHECKPOINT_FOLDER, NOTE, stored_checkpoint
 
-NOTE = "mlflow.note.content"
 NOTE_HASH = "description_sha256"  # of the note that we wrote last: any other note is a user's
 
 # What a store answers when the operation itself is at fault: it would answer the same tomorrow.
@@ -224,7 +223,7 @@ class Delivery:
             return
         dropped = dropped_mark(self.folder / operation["spool"])
         if dropped.exists():
-            self.client.set_logged_model_tags(model.model_id, {PRUNED: dropped.read_text()})
+            self.client.set_logged_model_tags(model.model_id, pruned_tags(dropped.read_text(), model.tags or {}))
         else:
             self._upload_checkpoint(operation, model)
         outputs = self.client.get_run(self.run_id).outputs

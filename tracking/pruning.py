@@ -1,9 +1,10 @@
 """Frees the files of a checkpoint; its LoggedModel stays, with its metrics and a tag that says when and why."""
 
 import time
+from collections.abc import Mapping
 
 from tracking.connection import first_line, import_mlflow, is_full, local_folder, sqlite_path
-from tracking.records import CHECKPOINT_FOLDER, PRUNED
+from tracking.records import CHECKPOINT_FOLDER, NOTE, PRUNED
 
 
 class CannotFree(RuntimeError):
@@ -19,6 +20,12 @@ def pruned_tag(why: str, milliseconds: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(milliseconds / 1000)) + f", {why}"
 
 
+def pruned_tags(tag: str, known: Mapping[str, str]) -> dict[str, str]:
+    """The tag, and what the UI shows as the checkpoint's description, where it has none."""
+    note = f"The file of this checkpoint was pruned ({tag}). Its metrics stay."
+    return {PRUNED: tag} | ({} if NOTE in known else {NOTE: note})
+
+
 def free_files(store, model, tag: str) -> None:
     """Deletes the artifacts of mlflow's LoggedModel `model`; doing it again changes nothing.
 
@@ -28,20 +35,22 @@ def free_files(store, model, tag: str) -> None:
         raise Registered("it is registered as a model version")
     require_own_place(store, model)
     # The tag first: whoever looks meanwhile is not offered a file that is going.
-    is_tagged = PRUNED in (model.tags or {}) or _set_tag(store, model, tag)
+    known = model.tags or {}
+    is_tagged = PRUNED in known or _set_tags(store, model, tag)
     refusal = _refusal_to_delete(store, model)
     if refusal is None and not is_tagged:
-        store.client.set_logged_model_tags(model.model_id, {PRUNED: tag})
+        store.client.set_logged_model_tags(model.model_id, pruned_tags(tag, known))
     if refusal is not None:
-        if PRUNED not in (model.tags or {}):  # which fails where it is the store that is away
-            store.client.delete_logged_model_tag(model.model_id, PRUNED)
+        if PRUNED not in known:
+            for key in pruned_tags(tag, known):  # which fails where it is the store that is away
+                store.client.delete_logged_model_tag(model.model_id, key)
         raise CannotFree(refusal)
 
 
-def _set_tag(store, model, tag: str) -> bool:
+def _set_tags(store, model, tag: str) -> bool:
     """Whether there was room for it: on a full disk the file has to go first."""
     try:
-        store.client.set_logged_model_tags(model.model_id, {PRUNED: tag})
+        store.client.set_logged_model_tags(model.model_id, pruned_tags(tag, model.tags or {}))
     except import_mlflow().MlflowException as error:
         if not is_full(error):
             raise

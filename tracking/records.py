@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 EVALUATION = "evaluation"  # the tag `kind` that tells an evaluation's run from a training
 HEARTBEAT = "heartbeat"  # tag, JSON: what trains the run, when it last said so, and how far it was
+NOTE = "mlflow.note.content"  # tag: what the UI shows as the description
 PRUNED = "pruned"  # tag of a LoggedModel: when and why its files were deleted
 CHECKPOINT_FILE = "checkpoint.pth"
 CHECKPOINT_FOLDER = "artifacts"  # of a LoggedModel's artifacts: MLflow's own name for a model's data

@@ -339,6 +339,10 @@ class Store:
         database = sqlite_path(self.uri)
         return (database.resolve().parent if database else self.root) / ARTIFACTS
 
+    def run_artifacts(self, run_id: str) -> Path | None:
+        """The folder of a run's artifacts, where the store has them on this machine."""
+        return local_folder(self.run(run_id).artifact_uri) if self.artifact_root else None
+
     # -- inside
 
     def _new_experiment(self, name: str):

@@ -15,14 +15,16 @@ from tracking.connection import failures, import_mlflow
 from tracking.deliver import CHECKPOINT_FILE, NOTE, Unavailable, deliver, is_ours
 from tracking.errors import DamagedArtifact, StoreError
 from tracking.find import experiment_ids_of, run_copied_from
-from tracking.journal import Journal
+from tracking.journal import Journal, dropped_mark
 from tracking.ownership import OWNER
 from tracking.pages import every
-from tracking.records import COPIED, ORIGIN, ORIGIN_STORE
+from tracking.pruning import pruned_tag
+from tracking.records import COPIED, ORIGIN, ORIGIN_STORE, PRUNED
 from tracking.sender import Courier, grouped
 from tracking.store import Store
 
 ENDED = ("FINISHED", "FAILED", "KILLED")
+NOT_SHARED = (PRUNED, NOTE)  # tags of a checkpoint that tell of its file in one store
 NOT_COPIED = (ORIGIN, ORIGIN_STORE, COPIED, OWNER, "mlflow.runName")  # tags that the copy has of its own
 
 
@@ -75,7 +77,7 @@ class _Copying:
 
     def models_of(self, run_id: str) -> list:
         """The run's checkpoints as mlflow's LoggedModels."""
-        checkpoints = self.source.checkpoints(run_id)
+        checkpoints = self.source.checkpoints(run_id, with_pruned=True)
         with failures(self.source.uri, f"checkpoints of run {run_id}"):
             return [self.source.client.get_logged_model(one.model_id) for one in checkpoints]
 
@@ -120,31 +122,43 @@ class _Copying:
             self.target.client.log_inputs(copy.info.run_id, datasets=datasets)
 
     def _checkpoints(self, models: list, copied: Copied) -> None:
-        there = {(one.name, one.sha256): one.model_id for one in self.target.checkpoints(copied.run_id)}
-        files = {one.model_id: one for one in self.source.checkpoints(models[0].source_run_id)} if models else {}
+        there = self._copies(copied.run_id)
+        known = self.source.checkpoints(models[0].source_run_id, with_pruned=True) if models else []
+        files = {one.model_id: one for one in known}
         self.progress.expect(self.progress.done + len(models))
         for model in models:
             key = model.name, model.tags["sha256"]
             if key not in there:
                 spool = self.folder / model.model_id / CHECKPOINT_FILE
                 try:
-                    self.source.download(files[model.model_id], spool)
+                    if pruned := files[model.model_id].pruned:
+                        _made(spool.parent)
+                        dropped_mark(spool).write_text(pruned)
+                    else:
+                        self.source.download(files[model.model_id], spool)
                     self._deliver(copied.run_id, _checkpoint_operation(model, spool))
                 except DamagedArtifact as error:
                     copied.lacking.append(f"checkpoint {model.name} ({error})")
                     continue
                 finally:
                     shutil.rmtree(spool.parent, ignore_errors=True)  # where nothing was downloaded there is none
-                there |= {(one.name, one.sha256): one.model_id for one in self.target.checkpoints(copied.run_id)}
+                there = self._copies(copied.run_id)
                 copied.sent["checkpoints"] += 1
             self.progress.step()
             self.model_ids[model.model_id] = there[key]
             self._model_tags(model, there[key])
 
+    def _copies(self, run_id: str) -> dict[tuple[str, str], str]:
+        known = self.target.checkpoints(run_id, with_pruned=True)
+        return {(one.name, one.sha256): one.model_id for one in known}
+
     def _model_tags(self, model, model_id: str) -> None:
         with failures(self.target.uri, f"checkpoint {model.name}"):
             known = self.target.client.get_logged_model(model_id).tags
-            changed = dict(model.tags.items() - known.items())
+            # Pruned there, it may well have its file here.
+            changed = {
+                key: text for key, text in model.tags.items() if known.get(key) != text and key not in NOT_SHARED
+            }
             if changed:
                 self.target.client.set_logged_model_tags(model_id, changed)
 
@@ -266,13 +280,25 @@ def copy_journal(
 
 
 def _with_files(journal: Journal, spare: Mapping[str, Path], folder: Path) -> Iterator[tuple[int, dict]]:
-    """The whole journal: checkpoints that were sent already get a spare file, files that nobody has become refusals."""
+    """The whole journal: checkpoints that were sent already get a spare file, files that nobody has become refusals.
+
+    Of a pruned checkpoint no file is missed.
+    """
+    pruned = {
+        operation["checkpoint"]: pruned_tag(operation["why"], operation["time"])
+        for _, operation in journal.operations()
+        if operation["op"] == "prune"
+    }
     newest = {_name(operation): operation["spool"] for _, operation in journal.operations() if "spool" in operation}
     for end, operation in journal.operations():
         is_sent = "spool" in operation and not (journal.folder / operation["spool"]).exists()
         if operation["op"] == "checkpoint" and is_sent and operation["sha256"] in spare:
             spool = _made(folder / operation["name"]) / CHECKPOINT_FILE
             shutil.copyfile(spare[operation["sha256"]], spool)
+            operation = {**operation, "spool": str(spool)}
+        elif operation["op"] == "checkpoint" and is_sent and operation["name"] in pruned:
+            spool = _made(folder / operation["name"]) / CHECKPOINT_FILE
+            dropped_mark(spool).write_text(pruned[operation["name"]])
             operation = {**operation, "spool": str(spool)}
         if operation["op"] == "file":  # what a newer one replaces in the store is not missed
             is_newest = operation["spool"] == newest[_name(operation)]

@@ -173,6 +173,38 @@ def test_what_a_lost_store_does_not_give_comes_from_the_run_folder_and_the_rest_
     assert everything(laptop, copy) == was | {"start_time": now["start_time"]}
 
 
+def test_of_a_pruned_checkpoint_arrives_what_is_left(home, small, laptop, tmp_path_factory, empty_database, capfd):
+    def whole(store: Store, run_id: str) -> list[tuple]:
+        known = store.checkpoints(run_id, with_pruned=True)
+        return [(one.name, one.pruned, one.metrics, store.stored_bytes(one)) for one in known]
+
+    def new_store() -> Store:
+        folder = tmp_path_factory.mktemp("new")
+        shutil.copy(empty_database, folder / "mlflow.db")
+        return open_any(folder, f"sqlite:///{folder}/mlflow.db")
+
+    run_id = train.main(replace(small, run_name="a", epochs=3, max_steps=8))
+    syncing.copy_to(laptop.uri, None)
+    before = whole(laptop, copy_in(laptop, run_id))
+    train.main(replace(small, run_name="a", epochs=3, max_steps=12, resume="auto", keep="last"))
+    source = open_store()
+    pruned = [(one.name, one.pruned) for one in source.checkpoints(run_id, with_pruned=True) if one.pruned]
+    assert pruned
+    syncing.copy_to(laptop.uri, None)
+    assert whole(laptop, copy_in(laptop, run_id))[:2] == before  # what had arrived before keeps its file there
+    other = new_store()
+    syncing.copy_to(other.uri, None)
+    assert whole(other, copy_in(other, run_id)) == whole(source, run_id)
+
+    (home / "mlflow.db").unlink()  # what the run folder knows of it
+    other = new_store()
+    capfd.readouterr()
+    with pytest.raises(StoreError):
+        syncing.copy_to(other.uri, None)
+    assert [(name, tag) for name, tag, *_ in whole(other, copy_in(other, run_id)) if tag] == pruned
+    assert f"checkpoint {pruned[0][0]}" not in capfd.readouterr().err
+
+
 def test_a_dead_run_of_a_lost_store_is_not_running_for_ever(home, small, laptop):
     run_id = train.main(replace(small, run_name="a", max_steps=4))
     folder = RunFolder(run_id)

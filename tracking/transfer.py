@@ -24,7 +24,6 @@ from tracking.sender import Courier, grouped
 from tracking.store import Store
 
 ENDED = ("FINISHED", "FAILED", "KILLED")
-NOT_SHARED = (PRUNED, NOTE)  # tags of a checkpoint that tell of its file in one store
 NOT_COPIED = (ORIGIN, ORIGIN_STORE, COPIED, OWNER, "mlflow.runName")  # tags that the copy has of its own
 
 
@@ -155,10 +154,10 @@ class _Copying:
     def _model_tags(self, model, model_id: str) -> None:
         with failures(self.target.uri, f"checkpoint {model.name}"):
             known = self.target.client.get_logged_model(model_id).tags
-            # Pruned there, it may well have its file here.
-            changed = {
-                key: text for key, text in model.tags.items() if known.get(key) != text and key not in NOT_SHARED
-            }
+            # Pruned in its own store, it may well have its file in the other.
+            left_out = (PRUNED, NOTE) if PRUNED in model.tags else ()
+            wanted = {key: text for key, text in model.tags.items() if key not in left_out}
+            changed = dict(wanted.items() - known.items())
             if changed:
                 self.target.client.set_logged_model_tags(model_id, changed)
 

@@ -50,6 +50,7 @@ class PruneConfig:
 def main(config: PruneConfig) -> dict[str, Any]:
     """The report that `--json` prints."""
     store = fetching.store_of(config.runs[0] if config.runs else "")
+    store.require_in_place()  # a copied store names the original's files
     workspace.end_dead_runs(store)
     report = {"keep": config.keep, "freed": config.yes, "runs": [], "skipped": []}
     for run_id in chosen(store, config):

@@ -17,6 +17,7 @@ from prune import PruneConfig
 from prune import main as prune
 from tests.conftest import history, last_checkpoint, open_store
 from tracking import ask, peek
+from tracking.errors import StoreMoved
 from tracking.journal import Journal
 from tracking.sender import sync
 from tracking.store import CannotFree, RunUnknown
@@ -208,7 +209,9 @@ def test_what_the_store_does_not_let_go_of_stays_whole_and_is_told(home, small, 
     monkeypatch.setattr(workspace, "ROOT", elsewhere)
     monkeypatch.setattr(workspace, "RUNS", elsewhere / "runs")
     copied = run_script("prune.py", run_id, "--keep", "last", "--yes")
-    assert copied.returncode == 1 and f"lies outside {elsewhere}" in copied.stdout
+    assert copied.returncode == StoreMoved.exit_code and "python relocate.py" in copied.stderr
+    with pytest.raises(CannotFree, match=f"lies outside {elsewhere}"):
+        open_store().prune(open_store().checkpoints(run_id)[1], "by hand")
     monkeypatch.setattr(workspace, "ROOT", home)
     monkeypatch.setattr(workspace, "RUNS", home / "runs")
     assert names(run_id) == files(home) == ["epoch-000", "epoch-001", "epoch-002"]

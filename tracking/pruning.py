@@ -74,7 +74,7 @@ def require_own_place(store, model) -> None:
     if own and not folder.resolve().is_relative_to(own):
         raise CannotFree(
             f"{folder} lies outside {own}, where this store is: it may be the original of a copied repository. "
-            "Free it there"
+            "Free it there, or mend this one first: python relocate.py"
         )
 
 

@@ -139,7 +139,7 @@ def arrives(source: Any, origin: str, run_id: str, target: Any, folder: Path) ->
 
 def copied_from_folder(folder: RunFolder, origin: str, target: Any, place: Path) -> Any:
     """Copy what runs/<run id>/ has of a run whose store is lost."""
-    from tracking.transfer import copy_journal
+    from tracking.replay import copy_journal
 
     state = folder.state()
     tags = options.from_plain(state.get("config") or {}).tags

@@ -17,6 +17,7 @@ from models import record
 from restore import RestoreConfig
 from tests.conftest import equal, last_checkpoint, open_store
 from tracking.errors import StoreError
+from tracking.ownership import OWNER
 from tracking.records import COPIED, ORIGIN, ORIGIN_STORE
 from tracking.store import Store
 from tracking.store import open_store as open_any
@@ -35,7 +36,7 @@ def everything(store: Store, run_id: str) -> dict:
     """All that a store knows of a run, with its checkpoints' names for their IDs; files by their hashes."""
     run, experiment = store.client.get_run(run_id), store.run(run_id).experiment
     models = {one.model_id: one for one in store.checkpoints(run_id)}
-    own = (ORIGIN, ORIGIN_STORE, COPIED)
+    own = (ORIGIN, ORIGIN_STORE, COPIED, OWNER)
     return {
         **{key: getattr(run.info, key) for key in ("run_name", "status", "start_time", "end_time")},
         "experiment": experiment,

@@ -7,6 +7,7 @@ from tracking.errors import DamagedArtifact
 
 FOLDER = "recovery"  # among the run's artifacts; the tag that says of which step its file is has the same name
 FILE = "last.pth"
+PLACE = f"{FOLDER}/{FILE}"
 
 
 def recovery_tag(step: int, sha256: str) -> dict[str, str]:

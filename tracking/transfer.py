@@ -1,40 +1,24 @@
-"""A whole run into another store: out of its own store or, where that is lost, out of its journal.
-
-mlflow does not let one choose a run's ID: the copy has its own, and a tag with its origin's by which it is found again.
-"""
+"""A whole run out of its store into another; what the copy has already is not sent twice."""
 
 import posixpath
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from progress import Progress
+from tracking import recovery
 from tracking.connection import failures, import_mlflow
-from tracking.deliver import CHECKPOINT_FILE, NOTE, Unavailable, deliver, is_ours
-from tracking.errors import DamagedArtifact, StoreError
-from tracking.find import experiment_ids_of, run_copied_from
-from tracking.journal import Journal, dropped_mark
+from tracking.copies import ENDED, Copied, existing_or_new, made, mark_copied, state_of, why_left_alone
+from tracking.deliver import NOTE, deliver, is_ours
+from tracking.errors import DamagedArtifact
+from tracking.find import experiment_ids_of
+from tracking.journal import dropped_mark
 from tracking.ownership import OWNER
 from tracking.pages import every
-from tracking.pruning import pruned_tag
-from tracking.records import COPIED, ORIGIN, ORIGIN_STORE, PRUNED
-from tracking.sender import Courier, grouped
+from tracking.records import CHECKPOINT_FILE, COPIED, ORIGIN, ORIGIN_STORE, PRUNED
 from tracking.store import Store
 
-ENDED = ("FINISHED", "FAILED", "KILLED")
 NOT_COPIED = (ORIGIN, ORIGIN_STORE, COPIED, OWNER, "mlflow.runName")  # tags that the copy has of its own
-
-
-@dataclass(kw_only=True)
-class Copied:
-    """What became of a run in the other store."""
-
-    run_id: str
-    sent: Counter = field(default_factory=Counter)  # how much arrived now, by kind
-    lacking: list[str] = field(default_factory=list)  # what could not be given to it
-    left_alone: str | None = None  # why nothing was given to it
 
 
 def copy_run(source: Store, run_id: str, target: Store, folder: Path, *, progress: Progress) -> Copied:
@@ -86,8 +70,8 @@ class _Copying:
             run = self.source.client.get_run(run_id)
             experiment = self.source.client.get_experiment(run.info.experiment_id).name
         about = {"experiment": experiment, "run_name": run.info.run_name, "start_time": run.info.start_time}
-        copy = _existing_or_new(self.target, run_id, origin_store=self.source.uri, **about)
-        copied = Copied(run_id=copy.info.run_id, left_alone=_why_left_alone(copy))
+        copy = existing_or_new(self.target, run_id, origin_store=self.source.uri, **about)
+        copied = Copied(run_id=copy.info.run_id, left_alone=why_left_alone(copy))
         if copied.left_alone:
             return copied
         is_known = run.info.status in ENDED and copy.data.tags.get(COPIED) == state_of(run)
@@ -121,43 +105,39 @@ class _Copying:
             self.target.client.log_inputs(copy.info.run_id, datasets=datasets)
 
     def _checkpoints(self, models: list, copied: Copied) -> None:
-        there = self._copies(copied.run_id)
-        known = self.source.checkpoints(models[0].source_run_id, with_pruned=True) if models else []
-        files = {one.model_id: one for one in known}
+        there = self._known_checkpoints(copied.run_id)
+        files = {one.model_id: one for one in self.source.checkpoints(models[0].source_run_id)} if models else {}
         self.progress.expect(self.progress.done + len(models))
         for model in models:
             key = model.name, model.tags["sha256"]
             if key not in there:
                 spool = self.folder / model.model_id / CHECKPOINT_FILE
                 try:
-                    if pruned := files[model.model_id].pruned:
-                        _made(spool.parent)
-                        dropped_mark(spool).write_text(pruned)
-                    else:
+                    if model.model_id in files:
                         self.source.download(files[model.model_id], spool)
+                    else:
+                        dropped_mark(made(spool.parent) / spool.name).write_text(model.tags[PRUNED])
                     self._deliver(copied.run_id, _checkpoint_operation(model, spool))
                 except DamagedArtifact as error:
                     copied.lacking.append(f"checkpoint {model.name} ({error})")
                     continue
                 finally:
                     shutil.rmtree(spool.parent, ignore_errors=True)  # where nothing was downloaded there is none
-                there = self._copies(copied.run_id)
+                there = self._known_checkpoints(copied.run_id)
                 copied.sent["checkpoints"] += 1
             self.progress.step()
             self.model_ids[model.model_id] = there[key]
             self._model_tags(model, there[key])
 
-    def _copies(self, run_id: str) -> dict[tuple[str, str], str]:
+    def _known_checkpoints(self, run_id: str) -> dict[tuple[str, str], str]:
         known = self.target.checkpoints(run_id, with_pruned=True)
         return {(one.name, one.sha256): one.model_id for one in known}
 
     def _model_tags(self, model, model_id: str) -> None:
         with failures(self.target.uri, f"checkpoint {model.name}"):
             known = self.target.client.get_logged_model(model_id).tags
-            # Pruned in its own store, it may well have its file in the other.
-            left_out = (PRUNED, NOTE) if PRUNED in model.tags else ()
-            wanted = {key: text for key, text in model.tags.items() if key not in left_out}
-            changed = dict(wanted.items() - known.items())
+            changed = dict(model.tags.items() - known.items())
+            changed.pop(PRUNED, None)  # what was pruned there later is kept here
             if changed:
                 self.target.client.set_logged_model_tags(model_id, changed)
 
@@ -215,7 +195,7 @@ class _Copying:
                 place = self.folder / "artifacts"
                 with failures(self.source.uri, f"{path} of run {run_id}"):
                     spool = mlflow.artifacts.download_artifacts(
-                        run_id=run_id, artifact_path=path, dst_path=_made(place), tracking_uri=self.source.uri
+                        run_id=run_id, artifact_path=path, dst_path=made(place), tracking_uri=self.source.uri
                     )
                 folder = posixpath.dirname(path) or None
                 operation = {"op": "file", "spool": spool, "folder": folder, "rolling": False}
@@ -223,6 +203,8 @@ class _Copying:
                 shutil.rmtree(place)
                 copied.sent["files"] += 1
             self.progress.step()
+        if recovery.PLACE not in dict(files):  # it was, and a finished run has none
+            self._deliver(copied.run_id, {"op": "remove", "artifact_path": recovery.PLACE})
 
     def _model_inputs(self, run, copy_id: str) -> None:
         for entry in run.inputs.model_inputs:
@@ -231,123 +213,6 @@ class _Copying:
 
     def _deliver(self, run_id: str, operation: dict) -> None:
         deliver(self.target, run_id, [operation], self.folder)
-
-
-def copy_journal(
-    journal: Journal,
-    target: Store,
-    *,
-    run_id: str,
-    origin_store: str,
-    about: Mapping[str, object],
-    tags: Mapping[str, str],
-    spare: Mapping[str, Path],
-    end: tuple[str, int] | None,
-    folder: Path,
-) -> Copied:
-    """Copies what a run's own folder still has of it; `lacking` names what was in its own store only.
-
-    `about` is experiment, run_name and start_time (ms); `spare` has checkpoint files by sha256; `end` is the state and
-    time (ms) of a run whose journal does not end because it died. `folder` is for files on their way.
-    """
-    copy = _existing_or_new(target, run_id, origin_store=origin_store, **about)
-    copied = Copied(run_id=copy.info.run_id, left_alone=_why_left_alone(copy))
-    if copied.left_alone:
-        return copied
-    refused: list[dict] = []
-    refused_before = [refusal.get("operation") for refusal in journal.refused()]
-    courier = Courier(journal, target, copied.run_id, refuse=lambda operation, _: refused.append(operation))
-    lacking: dict[str, None] = {}  # in their order
-    try:
-        if missing := tags.items() - copy.data.tags.items():
-            courier.apply([{"op": "tags", "tags": dict(missing)}])
-        for _, group in grouped(_with_files(journal, spare, folder)):
-            refused.clear()
-            courier.apply(group)
-            for operation in group:
-                lacking.pop(_name(operation), None)
-            lacking |= dict.fromkeys(_name(operation) for operation in refused if operation not in refused_before)
-            for operation in [one for one in refused if one["op"] == "checkpoint"]:  # its scores are the run's too
-                courier.apply([{**operation, "op": "metrics", "checkpoint": None}])
-        if end and not journal.has_ended():
-            courier.apply([{"op": "end", "status": end[0], "end_time": end[1]}])
-        mark_copied(target, copied.run_id)
-    except Unavailable as error:
-        raise StoreError(f"The tracking store {target.uri} did not take run {run_id}: {error}") from error
-    copied.lacking = list(lacking)
-    return copied
-
-
-def _with_files(journal: Journal, spare: Mapping[str, Path], folder: Path) -> Iterator[tuple[int, dict]]:
-    """The whole journal: checkpoints that were sent already get a spare file, files that nobody has become refusals.
-
-    Of a pruned checkpoint no file is missed.
-    """
-    pruned = {
-        operation["checkpoint"]: pruned_tag(operation["why"], operation["time"])
-        for _, operation in journal.operations()
-        if operation["op"] == "prune"
-    }
-    newest = {_name(operation): operation["spool"] for _, operation in journal.operations() if "spool" in operation}
-    for end, operation in journal.operations():
-        is_sent = "spool" in operation and not (journal.folder / operation["spool"]).exists()
-        if operation["op"] == "checkpoint" and is_sent and operation["sha256"] in spare:
-            spool = _made(folder / operation["name"]) / CHECKPOINT_FILE
-            shutil.copyfile(spare[operation["sha256"]], spool)
-            operation = {**operation, "spool": str(spool)}
-        elif operation["op"] == "checkpoint" and is_sent and operation["name"] in pruned:
-            spool = _made(folder / operation["name"]) / CHECKPOINT_FILE
-            dropped_mark(spool).write_text(pruned[operation["name"]])
-            operation = {**operation, "spool": str(spool)}
-        if operation["op"] == "file":  # what a newer one replaces in the store is not missed
-            is_newest = operation["spool"] == newest[_name(operation)]
-            kept = journal.folder / posixpath.basename(operation["spool"])  # a recovery point lies in the folder too
-            spool = str(kept) if is_newest and kept.exists() else operation["spool"]
-            operation = {**operation, "spool": spool, "rolling": not is_newest}
-        yield end, operation
-
-
-def _name(operation: dict) -> str:
-    """What a person calls it: a file by its place among the artifacts, anything else by its line in the journal."""
-    match operation["op"]:
-        case "checkpoint":
-            return f"checkpoint {operation['name']}"
-        case "file":
-            return posixpath.join(operation["folder"] or "", posixpath.basename(operation["spool"]))
-        case "image":
-            return f"images/{posixpath.basename(operation['spool'])}"
-    return f"{operation['op']} of the journal's {operation['time']}"
-
-
-def state_of(run) -> str:
-    """How a run of mlflow's ended and how often it was resumed: another word means that it went on."""
-    end_time = run.info.end_time if run.info.status in ENDED else None
-    return f"{run.info.status} {end_time} resumed {run.data.tags.get('resumed', 0)}"
-
-
-def mark_copied(target: Store, run_id: str) -> None:
-    with failures(target.uri, f"run {run_id}"):
-        run = target.client.get_run(run_id)
-        if run.data.tags.get(COPIED) != state_of(run):
-            target.client.set_tag(run_id, COPIED, state_of(run))
-
-
-def _existing_or_new(target: Store, origin: str, *, origin_store: str, experiment: str, run_name: str, start_time: int):
-    with failures(target.uri, f"the copy of run {origin}"):
-        if found := run_copied_from(target.client, origin):
-            return found
-    tags = {ORIGIN: origin, ORIGIN_STORE: origin_store}
-    run_id, _ = target.create_run(experiment, run_name, tags, start_time=start_time)
-    with failures(target.uri, f"run {run_id}"):
-        return target.client.get_run(run_id)
-
-
-def _why_left_alone(copy) -> str | None:
-    if copy.info.lifecycle_stage == "deleted":
-        return "was deleted there; restore it there to have it completed"
-    if copy.data.tags.get(COPIED, state_of(copy)) != state_of(copy):
-        return "went on there by itself"
-    return None
 
 
 def _checkpoint_operation(model, spool: Path) -> dict:
@@ -383,8 +248,3 @@ def _dataset_key(entry) -> tuple:
 
 def _point_key(point) -> tuple:
     return point.key, point.timestamp, point.step, repr(point.value)  # NaN is not equal to itself
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

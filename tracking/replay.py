@@ -9,7 +9,8 @@ from tracking import recovery
 from tracking.copies import Copied, existing_or_new, made, mark_copied, why_left_alone
 from tracking.deliver import Unavailable
 from tracking.errors import StoreError
-from tracking.journal import Journal
+from tracking.journal import Journal, dropped_mark
+from tracking.pruning import pruned_tag
 from tracking.records import CHECKPOINT_FILE
 from tracking.sender import Courier, grouped
 from tracking.store import Store
@@ -62,7 +63,15 @@ def copy_journal(
 
 
 def _with_files(journal: Journal, spare: Mapping[str, Path], folder: Path) -> Iterator[tuple[int, dict]]:
-    """The whole journal: checkpoints that were sent already get a spare file, files that nobody has become refusals."""
+    """The whole journal: checkpoints that were sent already get a spare file, files that nobody has become refusals.
+
+    Of a pruned checkpoint no file is missed.
+    """
+    pruned = {
+        operation["checkpoint"]: pruned_tag(operation["why"], operation["time"])
+        for _, operation in journal.operations()
+        if operation["op"] == "prune"
+    }
     newest = {_name(operation): operation["spool"] for _, operation in journal.operations() if "spool" in operation}
     points = [recovery.recovery_point(operation.get("tags", {})) for _, operation in journal.operations()]
     point = next((found for found in reversed(points) if found), {})
@@ -71,6 +80,10 @@ def _with_files(journal: Journal, spare: Mapping[str, Path], folder: Path) -> It
         if operation["op"] == "checkpoint" and is_sent and operation["sha256"] in spare:
             spool = made(folder / operation["name"]) / CHECKPOINT_FILE
             shutil.copyfile(spare[operation["sha256"]], spool)
+            operation = {**operation, "spool": str(spool)}
+        elif operation["op"] == "checkpoint" and is_sent and operation["name"] in pruned:
+            spool = made(folder / operation["name"]) / CHECKPOINT_FILE
+            dropped_mark(spool).write_text(pruned[operation["name"]])
             operation = {**operation, "spool": str(spool)}
         if operation["op"] == "file":  # what a newer one replaces in the store is not missed
             is_newest = operation["spool"] == newest[_name(operation)]

@@ -1,6 +1,8 @@
 """Whole runs in another store: everything arrives, once, and commands find the copy by either ID."""
 
+import os
 import shutil
+import signal
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -8,17 +10,20 @@ from pathlib import Path
 import pytest
 
 import evaluate
+import infer
 import restore
 import syncing
 import train
 import workspace
 from evaluate import EvaluateConfig
+from infer import InferConfig
+from live_run import LiveRun, Stopped
 from models import record
 from restore import RestoreConfig
-from tests.conftest import equal, last_checkpoint, open_store
+from tests.conftest import equal, history, last_checkpoint, open_store
+from tests.contents import everything, files
 from tracking.errors import StoreError
-from tracking.ownership import OWNER
-from tracking.records import COPIED, ORIGIN, ORIGIN_STORE
+from tracking.records import ORIGIN, ORIGIN_STORE
 from tracking.store import Store
 from tracking.store import open_store as open_any
 from workspace import RunFolder
@@ -30,42 +35,6 @@ def laptop(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> St
     folder = tmp_path_factory.mktemp("laptop")
     shutil.copy(empty_database, folder / "mlflow.db")
     return open_any(folder, f"sqlite:///{folder}/mlflow.db")
-
-
-def everything(store: Store, run_id: str) -> dict:
-    """All that a store knows of a run, with its checkpoints' names for their IDs; files by their hashes."""
-    run, experiment = store.client.get_run(run_id), store.run(run_id).experiment
-    models = {one.model_id: one for one in store.checkpoints(run_id)}
-    own = (ORIGIN, ORIGIN_STORE, COPIED, OWNER)
-    return {
-        **{key: getattr(run.info, key) for key in ("run_name", "status", "start_time", "end_time")},
-        "experiment": experiment,
-        "params": run.data.params,
-        "tags": {key: value for key, value in run.data.tags.items() if key not in own},
-        "points": {
-            key: [(one.step, one.timestamp, repr(one.value)) for one in store.client.get_metric_history(run_id, key)]
-            for key in run.data.metrics
-        },
-        "datasets": sorted(repr(entry.to_dictionary()) for entry in run.inputs.dataset_inputs),
-        "outputs": sorted((models[one.model_id].name, one.step) for one in run.outputs.model_outputs),
-        "checkpoints": {one.name: checkpoint(store, one) for one in models.values()},
-        "files": files(store, run_id),
-    }
-
-
-def checkpoint(store: Store, stored) -> dict:
-    model = store.client.get_logged_model(stored.model_id)
-    links = [
-        (one.key, one.value, one.step, one.timestamp, one.dataset_name, one.dataset_digest) for one in model.metrics
-    ]
-    path = Path(stored.artifact_location.removeprefix("file://")) / "artifacts" / "checkpoint.pth"
-    assert record.file_sha256(path) == stored.sha256 and store.holds(stored)
-    return {"tags": model.tags, "params": model.params, "sha256": stored.sha256, "links": sorted(links)}
-
-
-def files(store: Store, run_id: str) -> dict[str, str]:
-    root = Path(store.run(run_id).artifact_uri.removeprefix("file://"))
-    return {str(path.relative_to(root)): record.file_sha256(path) for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def evaluations(store: Store, run_id: str) -> list[dict]:
@@ -206,6 +175,53 @@ def test_of_a_pruned_checkpoint_arrives_what_is_left(home, small, laptop, tmp_pa
     assert f"checkpoint {pruned[0][0]}" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("store", ["is there", "is lost"])
+def test_a_run_stopped_in_mid_epoch_goes_on_from_its_copys_recovery_point(home, small, laptop, monkeypatch, store):
+    whole = train.main(small)
+    weights = last_checkpoint(whole)["model_state_dict"]
+    real = LiveRun.at
+
+    def at(run, **position):
+        real(run, **position)
+        if position["step"] == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(LiveRun, "at", at)
+        train.main(replace(small, run_name="part"))
+    run_id = open_store().find_run("part")
+    if store == "is there":
+        syncing.copy_to(laptop.uri, run_id)
+    else:
+        (home / "mlflow.db").unlink()
+        with pytest.raises(StoreError):
+            syncing.copy_to(laptop.uri, run_id)
+    shutil.rmtree(RunFolder(run_id).path)
+    copy = copy_in(laptop, run_id)
+    assert [entry.path for entry in laptop.client.list_artifacts(copy, "recovery")] == ["recovery/last.pth"]
+    assert laptop.run(copy).status == "KILLED"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", laptop.uri)
+    assert train.main(replace(small, run_name="part", resume="auto")) == copy
+    assert equal(last_checkpoint(copy)["model_state_dict"], weights)
+    assert [step for step, _ in history(laptop, copy, "train/loss")] == list(range(1, 9))
+
+
+def test_of_pruned_checkpoints_the_scores_arrive_and_a_recovery_point_goes_when_it_goes(home, small, laptop):
+    run_id = train.main(replace(small, keep="last", max_steps=6, checkpoint_every="5"))
+    syncing.copy_to(laptop.uri, run_id)
+    copy, source = copy_in(laptop, run_id), open_store()
+    source.client.log_text(run_id, "as if it had been stopped", "recovery/last.pth")
+    syncing.copy_to(laptop.uri, run_id)
+    train.main(replace(small, keep="last", max_steps=8, resume=run_id))
+    syncing.copy_to(laptop.uri, run_id)
+    was, now = everything(source, run_id), everything(laptop, copy)
+    pruned = {name: one["tags"].pop("pruned", None) for name, one in was["checkpoints"].items()}
+    assert any(pruned.values()) and not all(pruned.values())
+    for one in now["checkpoints"].values():
+        one["tags"].pop("pruned", None)  # a file that was there already stays
+    assert now == was
+
+
 def test_a_dead_run_of_a_lost_store_is_not_running_for_ever(home, small, laptop):
     run_id = train.main(replace(small, run_name="a", max_steps=4))
     folder = RunFolder(run_id)
@@ -266,3 +282,34 @@ def test_words_that_do_not_go_together_are_refused(home, run_script, laptop):
         assert process.returncode == 2 and word in process.stderr, process.stderr
     process = run_script("status.py", "--sync", "--to", laptop.uri, "--run", "nobody")
     assert process.returncode == 2 and "No run 'nobody'" in process.stderr
+
+
+def owe(run_id: str) -> None:
+    """As if the store had been away when the run ended."""
+    RunFolder(run_id).path.joinpath("journal.sent").unlink()
+    open_store().client.delete_tag(run_id, "hardware")
+
+
+def test_every_command_that_opens_the_store_sends_what_it_was_owed(home, small, capfd):
+    run_id = train.main(replace(small, max_steps=1))
+    other = train.main(replace(small, max_steps=1, seed=1))
+    picture = next(path for path in Path(small.data).rglob("*") if path.suffix in (".jpg", ".png"))
+    commands = {
+        "restore": lambda: restore.main(RestoreConfig(run=other, output=home / "restored")),
+        "evaluate": lambda: evaluate.main(EvaluateConfig(split="test", workers=0)),
+        "infer": lambda: infer.start(InferConfig(sources=(str(picture),), run=other)),
+        "train": lambda: train.main(replace(small, max_steps=1, seed=2)),
+        "a finished run": lambda: train.main(replace(small, max_steps=1, seed=1, resume=other)),
+    }
+    for name, command in commands.items():
+        owe(run_id)
+        capfd.readouterr()
+        command()
+        said = capfd.readouterr().err
+        assert f"sent what run {run_id} still owed {open_store().uri}: " in said, name
+        assert "hardware" in open_store().run(run_id).tags, name
+    commands["restore"]()
+    assert "still owed" not in capfd.readouterr().err
+    owe(run_id)
+    train.main(replace(small, max_steps=1, dry_run=True))
+    assert "hardware" not in open_store().run(run_id).tags  # it writes nothing

@@ -11,6 +11,7 @@ from progress import Progress, say
 from tracking.connection import is_server, store_uri
 from tracking.errors import RunUnknown, StoreError
 from tracking.journal import Journal
+from tracking.moved import home_of
 from workspace import RunFolder
 
 MOST_RUNS = 50_000  # that a store gives at once
@@ -46,6 +47,8 @@ def copy_to(uri: str, word: str | None) -> None:
     """Copy this repository's runs, or the RUN alone, whole into the store at `uri`; StoreError unless all is there."""
     from tracking.store import open_store
 
+    if home := home_of(store_uri(workspace.ROOT)):
+        home.require_in_place()  # the runs' records name the store of before the move, or the original of the copy
     runs = wanted(word, uri)
     target = open_store(workspace.ROOT, uri)
     with workspace.copying() as folder:

@@ -22,6 +22,7 @@ ZIP_START, LEGACY_TORCH_START = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\
 # COCO's category numbers have gaps (80 classes in 1..90), and torchvision's heads have a row for each gap.
 NO_CLASS = "N/A"
 OLD_FORMAT = "a file in PyTorch's old format, which carries no checksums"
+MOST_VALUES, DEEPEST = 100_000, 50  # of what describes a checkpoint
 DAMAGED = ("empty", "truncated", "corrupt", "not-a-checkpoint")
 
 
@@ -221,10 +222,20 @@ def is_run_id(word: str) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether JSON can hold it."""
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    return all(map(_is_plain, value)) if isinstance(value, list) else isinstance(value, str | int | float | None)
+    """Whether JSON can hold it; a stranger's lists may be endless, or double in length with every level."""
+    left, visited = [(value, 0)], 0
+    while left and visited < MOST_VALUES:
+        visited += 1
+        one, depth = left.pop()
+        if isinstance(one, dict | list) and depth == DEEPEST:
+            return False
+        if isinstance(one, dict) and all(isinstance(key, str) for key in one):
+            left += [(item, depth + 1) for item in one.values()]
+        elif isinstance(one, list):
+            left += [(item, depth + 1) for item in one]
+        elif not isinstance(one, str | int | float | None):
+            return False
+    return not left
 
 
 @dataclass(frozen=True)

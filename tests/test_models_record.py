@@ -400,3 +400,29 @@ def test_a_strangers_file_may_hold_anything_under_our_names(tmp_path, odd):
         assert report["state"] == "incompatible"
         json.dumps(report)
         assert "not from here" in status.report_text(report)
+
+
+def doubling() -> list:
+    value: list = []
+    for _ in range(45):
+        value = [value, value]
+    return value
+
+
+def nested() -> list:
+    value: list = []
+    for _ in range(400):
+        value = [value]
+    return value
+
+
+def endless() -> list:
+    value: list = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize("make", [doubling, nested, endless])
+def test_a_description_without_end_is_left_out(make):
+    entry = record.describe({"architecture": {"kwargs": make()}, "epoch": 3})
+    assert entry == {"epoch": 3, "resumable": False}

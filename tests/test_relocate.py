@@ -109,8 +109,10 @@ def test_a_moved_repository_restores_at_once_and_trains_when_mended(repository, 
     assert open_store(root).read_json(repository.run_id, "run.json")["run_name"] == "small"
 
     longer = ("train.py", "--resume", "small", "--epochs", "2")
+    copying = ("status.py", "--sync", "--to", f"sqlite:///{tmp_path}/other.db")
+    pruning = ("prune.py", repository.run_id, "--keep", "last")
     registering = ("restore.py", "small", "--register", "cells@next")
-    for command in (longer, ("train.py", *SMALL), registering, ("status.py", "--sync")):
+    for command in (longer, ("train.py", *SMALL), registering, ("status.py", "--sync"), copying, pruning):
         process = run_script(*command)
         assert process.returncode == 2 and "python relocate.py" in process.stderr, command
     scored = run_script("evaluate.py", "--run", "small", "--json")

@@ -14,7 +14,6 @@ import torch
 
 import train
 import workspace
-from config import TrainConfig
 from data.records import DataError
 from data.transforms import read_augmentation
 from models import record
@@ -302,5 +301,4 @@ def test_training_goes_on_from_mlflow_where_the_run_folders_file_is_damaged(home
     last = workspace.RunFolder(run_id).last
     last.unlink()
     last.write_bytes(b"damaged")
-    assert resumable_checkpoint(open_store(), run_id)["step"] == 2
-    assert isinstance(small, TrainConfig)
+    assert resumable_checkpoint(open_store(), run_id)[0]["step"] == 2

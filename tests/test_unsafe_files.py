@@ -1,13 +1,16 @@
 """Files that would run code, lie, or hang a reader: refused by every command with a reason, and nothing happens."""
 
 import itertools
+import json
 import os
 import pickle
 import shutil
 import signal
 import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import torch
@@ -22,6 +25,7 @@ from resuming import resumable_checkpoint
 from tests.conftest import SMALL, last_checkpoint, open_store
 from tests.test_models_checkpoint import Calls
 from tracking.connection import local_folder
+from tracking.store import Store, StoredCheckpoint, StoreError
 
 FORMS = ["zip", "zip: a key", "zip: inside a tensor's name", "legacy", "pickle 2", "pickle 4", "TorchScript"]
 
@@ -182,6 +186,64 @@ def test_a_link_or_a_pipe_in_the_store_is_no_checkpoint(home, small, says, tmp_p
         put()
         says(3, "restore.py", run_id, "--which", "last")
         assert not workspace.PUBLISHED.exists()
+
+
+@pytest.fixture
+def hostile():
+    """A tracking server that lists a file of any name under a checkpoint's; its `name` is what it lists."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            place = parse_qs(urlsplit(self.path).query).get("path", [""])[0]
+            name = self.server.name if place.endswith("checkpoint.pth") else "checkpoint.pth"
+            model = {
+                "model_id": "m-1",
+                "experiment_id": "1",
+                "name": "n",
+                "artifact_uri": ARTIFACTS,
+                "status": "LOGGED_MODEL_READY",
+            }
+            times = dict.fromkeys(("creation_timestamp_ms", "last_updated_timestamp_ms"), 1)
+            listed = {"files": [{"path": name, "is_dir": False, "file_size": 4}]}
+            answer = listed if place else {"model": {"info": model | times, "data": {}}}
+            is_file = not place and "mlflow-artifacts" in self.path
+            body = b"evil" if is_file else json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+ARTIFACTS = "mlflow-artifacts:/1/models/m-1/artifacts"
+
+
+def test_a_servers_listing_cannot_write_outside_the_target(hostile, tmp_path):
+    from tracking.connection import import_mlflow
+
+    uri = f"http://127.0.0.1:{hostile.server_port}"
+    store = Store(uri, tmp_path, import_mlflow().MlflowClient(tracking_uri=uri))
+    stored = StoredCheckpoint(
+        **{"name": "epoch-000", "model_id": "m-1", "run_id": "r", "step": 1, "epoch": 0, "sha256": "0" * 64},
+        **{"size_bytes": 4, "artifact_location": ARTIFACTS, "created": 0},
+    )
+    target = tmp_path / "a" / "b" / "c" / "checkpoint.pth"
+    for name in ("../../evil", "/tmp/evil", "..%2f..%2fevil", "a/../../../evil", "checkpoint.pth"):
+        hostile.name = name
+        told = "is damaged in the store" if name == "checkpoint.pth" else "Invalid path"
+        with pytest.raises(StoreError, match=told):
+            store.download(stored, target)
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 # -- states of a file, as every command tells them

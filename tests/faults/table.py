@@ -1,5 +1,6 @@
 """The table of faults, times tried and survived, which the suite writes into README.md of this folder."""
 
+import fcntl
 import os
 import platform
 import subprocess
@@ -38,15 +39,22 @@ class Tally:
             self.tried += faults
 
     def write(self, document: Path) -> None:
-        """Put today's counts into the document's table; rows of faults that were not tried today stay."""
-        before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
-        table, _, after = rest.partition(END)
-        rows = {line.split(" | ")[0].removeprefix("| "): line for line in table.splitlines() if line.startswith("| ")}
-        rows.pop("fault", None)
-        for fault, tried in self.tried.items():
-            rows[fault] = f"| {fault} | {tried} | {self.survived[fault]} | {date.today()} | {commit()} |"
-        lines = [BEGIN, HEAD, *(rows[fault] for fault in sorted(rows)), "", f"On {machine()}.", END]
-        document.write_text(before + "\n".join(lines) + after, encoding="utf-8")
+        """Put these counts into the document's table: added to those of the same commit, in place of any other's."""
+        with document.open("r+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # every process of pytest's writes its own
+            before, _, rest = file.read().partition(BEGIN)
+            table, _, after = rest.partition(END)
+            cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+            rows = {row[0]: row[1:] for row in cells if len(row) == len(HEAD.splitlines()[0].split("|")) - 2}
+            for fault, tried in self.tried.items():
+                survived, now = self.survived[fault], commit()
+                if fault in rows and rows[fault][3] == now:
+                    tried, survived = tried + int(rows[fault][0]), survived + int(rows[fault][1])
+                rows[fault] = [str(tried), str(survived), str(date.today()), now]
+            lines = [f"| {fault} | {' | '.join(row)} |" for fault, row in sorted(rows.items()) if row[0].isdecimal()]
+            file.seek(0)
+            file.write(before + "\n".join([BEGIN, HEAD, *lines, "", f"On {machine()}.", END]) + after)
+            file.truncate()
 
 
 def commit() -> str:

@@ -58,10 +58,15 @@ class Tally:
 
 
 def commit() -> str:
-    """The commit that was tried, with a + where files in git were changed since."""
-    described = ["git", "describe", "--always", "--abbrev=10", "--exclude=*", "--dirty=+"]
+    """The commit that was tried, with a + where files in git were changed since, the table's own apart."""
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude)README.md")
+    return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
+
+
+def git(*arguments: str) -> str:
     folder = Path(__file__).parent
-    return subprocess.run(described, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    process = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return process.stdout.strip()
 
 
 def machine() -> str:

@@ -10,15 +10,12 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-import config as options
 import disk
-import publishing
 import workspace
 from description import describe_run
-from models import record
 from pace import Pace
 from progress import duration, say
-from retention import KEEP_ALL, newest_and_best, parse_keep
+from saving import Saver
 from tracking.errors import TakenOver
 from tracking.journal import REFUSED, now_ms
 from tracking.ownership import Ownership, forget_superseded
@@ -65,11 +62,6 @@ class RunInfo:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
 
 
-def best_key(best: dict[str, Any]) -> str:
-    """The metric that says the best so far: best/AP for val/AP."""
-    return f"best/{best['metric'].removeprefix('val/')}"
-
-
 class LiveRun:
     """A context manager: leaving it ends the run truthfully (FINISHED, KILLED or FAILED) and delivers the rest."""
 
@@ -78,29 +70,20 @@ class LiveRun:
         store: Any,
         info: RunInfo,
         *,
-        publish: str,
         resumed: bool,
         position: dict[str, Any],
         optimizer: Any,
         checkpoint_bytes: int,
     ):
-        self.store, self.info, self.how_to_publish, self.resumed = store, info, publish, resumed
-        self.optimizer = optimizer  # which waits for a checkpoint's copy
+        self.store, self.info, self.resumed = store, info, resumed
+        self.optimizer, self.checkpoint_bytes = optimizer, checkpoint_bytes
         self.folder = RunFolder(info.run_id)
         self.stack = ExitStack()
         self.position = dict(position)  # epoch, step and best
-        self.kept_elsewhere: dict[str, Any] = {}  # this run's checkpoints that only another machine's journal names
-        self.budget = disk.Budget(
-            limit=info.config["disk_budget"] and options.parse_size(info.config["disk_budget"]),
-            folder=self.folder,
-            artifacts=store.run_artifacts(info.run_id),
-            checkpoint_bytes=checkpoint_bytes,
-        )
         self.steps: deque[tuple[dict[str, float], int, int]] = deque()  # metrics, step, time in ms: not yet journalled
         self.logging_steps = threading.Lock()
         self.over = threading.Event()
         self.untold: OSError | None = None  # what hindered the writing of either
-        self.queued: dict[str, tuple[int, float]] = {}  # (step, value) of the scores on their way into the journal
 
     def __enter__(self) -> "LiveRun":
         try:
@@ -115,14 +98,12 @@ class LiveRun:
         return self
 
     def _begin(self) -> None:
-        from models.writer import Writer
         from tracking.run import TrackedRun
         from tracking.sender import Sender
 
         info = self.info
         for partial in self.folder.path.glob(".*.partial"):  # of a process that died writing: the lock is ours
             partial.unlink()
-        self.writer = Writer(self.optimizer)
         self.tracked = TrackedRun(self.folder.path, info.run_id)
         self.stack.callback(self.tracked.close)
         self.ownership = Ownership(self.folder.path, self.store, info.run_id)
@@ -157,17 +138,14 @@ class LiveRun:
         )
         if self.resumed:  # after run.json, by which the run is ended if this is as far as we get
             self.store.resume_run(info.run_id)
-        if self.resumed and info.config["keep"] != KEEP_ALL:
-            stored = self.store.checkpoints(info.run_id)
-            self.kept_elsewhere = {one.name: one for one in stored if not self.tracked.journal.has_checkpoint(one.name)}
-            self._prune(self.position["best"])
+        self.saver = Saver(self, optimizer=self.optimizer, checkpoint_bytes=self.checkpoint_bytes)
         self.sender = Sender(self.folder.path, self.store, heartbeat=self.heartbeat)
         self.sender.start()
         teller = threading.Thread(target=self._tell, name="run-state", daemon=True)
         self.stack.callback(teller.join)
         self.stack.callback(self.over.set)
         teller.start()
-        self._publish_missed()
+        self.saver.publish_missed()
 
     def times(self) -> dict[str, float | None]:
         left = self.pace.seconds_left
@@ -199,7 +177,7 @@ class LiveRun:
         told = time.monotonic()
         while not self.over.wait(STEPS_EVERY_SECONDS):
             try:
-                self._log_steps()
+                self.log_steps()
                 if time.monotonic() - told > STATE_EVERY_SECONDS:
                     told = time.monotonic()
                     self.folder.update(**self.position | self.times())
@@ -214,103 +192,13 @@ class LiveRun:
         if step >= self.first_new_step:
             self.steps.append((values, step, now_ms()))
 
-    def _log_steps(self) -> None:
+    def log_steps(self) -> None:
         """Journal the steps so far; before a checkpoint is saved, since a run that resumes from it skips them."""
         with self.logging_steps:
             while self.steps:
                 values, step, at = self.steps[0]
                 self.tracked.metrics(values, step, at=at)
                 self.steps.popleft()  # only now: on a full disk the end tries again
-
-    def save_last(self, checkpoint: dict[str, Any], *, share: bool) -> None:
-        """Write the resumable last.pth of the run folder, beside the training; the previous stays until it is whole.
-
-        With `share` it becomes the run's recovery point in the store, from which another machine can resume.
-        """
-        self.writer.write(checkpoint, lambda copy: self._save_last(copy, share))
-
-    def _save_last(self, checkpoint: dict[str, Any], share: bool) -> str:
-        from models.checkpoint import save
-
-        self._log_steps()
-        self.budget.require_room(self.tracked.journal.kept_checkpoints())
-        sha256 = save(checkpoint, self.folder.last)
-        if share:
-            self.tracked.recovery_point(self.folder.last, step=checkpoint["step"], sha256=sha256)
-        return sha256
-
-    def has_checkpoint(self, name: str) -> bool:
-        """Whether that checkpoint is on its way to the store, or there."""
-        if self.tracked.journal.has_checkpoint(name):
-            return True
-        return any(one.name == name for one in self.store.checkpoints(self.info.run_id, with_pruned=True))
-
-    def log_checkpoint(self, name: str, checkpoint: dict[str, Any], scores: dict[str, float]) -> None:
-        """Save a finished epoch's checkpoint, queue it for MLflow, and publish it when it is the best so far.
-
-        All beside the training, which goes on meanwhile.
-        """
-        self.pace.pause()
-        self.position |= {key: checkpoint[key] for key in ("epoch", "step", "best")}
-        self.queued = {key: (checkpoint["step"], value) for key, value in self.tracked.named(scores).items()}
-        self.writer.write(checkpoint, lambda copy: self._log_checkpoint(name, copy, scores))
-
-    def _log_checkpoint(self, name: str, checkpoint: dict[str, Any], scores: dict[str, float]) -> None:
-        sha256 = self._save_last(checkpoint, share=False)
-        digest = self.info.dataset["split_fingerprints"]["val"]
-        if not self.tracked.journal.has_checkpoint(name):
-            self._log_best(checkpoint)
-            self.tracked.checkpoint(
-                name,
-                self.folder.last,
-                sha256=sha256,
-                step=checkpoint["step"],
-                metrics=scores,
-                params={"architecture": self.info.architecture["builder"], "dataset": self.info.dataset["name"]},
-                tags={"epoch": str(checkpoint["epoch"])},
-                dataset=(f"{self.info.dataset['name']}-val", digest),
-            )
-        self.folder.update(**{key: checkpoint[key] for key in ("epoch", "step", "best")}, checkpoint_sha256=sha256)
-        self._prune(checkpoint["best"])
-        self.tracked.tags(self.progress())
-        self.describe("training")
-        if checkpoint["best"] and checkpoint["best"]["step"] == checkpoint["step"]:
-            self._publish(record.describe(checkpoint) | {"sha256": sha256, "role": "best"})
-
-    def _prune(self, best: dict[str, Any] | None) -> None:
-        """Queue that the files of checkpoints go that --keep does not name, save the best and the last."""
-        keep = self.info.config["keep"]
-        kept = self.kept_elsewhere | self.tracked.journal.kept_checkpoints()
-        stay = newest_and_best(kept, best)
-        for name in parse_keep(keep).superseded(kept, stay=stay):
-            self.tracked.prune(name, f"--keep {keep}")
-            self.kept_elsewhere.pop(name, None)
-
-    def _log_best(self, checkpoint: dict[str, Any]) -> None:
-        """The best so far as a metric of its own: the UI's table of runs shows the newest value of each."""
-        best, step = checkpoint["best"], checkpoint["step"]
-        if best and step not in dict(self.history().get(best_key(best), ())):
-            self.tracked.metrics({best_key(best): best["value"]}, step)
-
-    def _publish(self, entry: dict[str, Any]) -> None:
-        try:
-            store = self.store if self.store.answers() else None  # a server that hangs would hold this up for minutes
-            outcome = publishing.publish(self.folder.last, entry, how=self.how_to_publish, store=store)
-        except (OSError, ValueError, RuntimeError) as error:  # not being able to publish never stops a run
-            outcome = f"not published: {error}. Later: python restore.py {self.info.run_id}"
-        say(f"  best so far, {outcome}")
-        self.folder.update(published=outcome.startswith("published"), publishing_decided=entry["sha256"])
-
-    def _publish_missed(self) -> None:
-        """Publish the checkpoint to continue from when it is the best and the run died before it came to that."""
-        best, last = self.position["best"], self.folder.last
-        if not (self.resumed and best and best["step"] == self.position["step"] and last.exists()):
-            return
-        if not self.tracked.journal.has_checkpoint(best["name"]):  # it is logged again, and published then
-            return
-        sha256 = record.file_sha256(last)
-        if self.folder.state().get("publishing_decided") != sha256:
-            self._publish(record.inspect(last).entry | {"sha256": sha256, "role": "best"})
 
     def log_detections(self, name: str, content: Any) -> None:
         """Queue COCO detections or ground truth as detections/NAME.json.gz."""
@@ -333,7 +221,7 @@ class LiveRun:
     def _finish_writing(self) -> BaseException | None:
         """Wait for the checkpoint that is being written; what hindered it."""
         try:
-            self.writer.close()
+            self.saver.close()
         except BaseException as error:  # whatever it was: it is raised again once the run has ended
             return error
         return None
@@ -346,7 +234,7 @@ class LiveRun:
         resumable = isinstance(error, Stopped | KeyboardInterrupt | OSError) or disk.is_full(error)
         status = "FINISHED" if error is None else "KILLED" if resumable else "FAILED"
         try:
-            self._log_steps()
+            self.log_steps()
             state = {"FINISHED": "finished", "KILLED": "interrupted", "FAILED": "failed"}[status]
             self.folder.update(
                 **self.position | self.times(),
@@ -374,10 +262,12 @@ class LiveRun:
 
     def history(self) -> dict[str, list[tuple[int, float]]]:
         """The (step, value) of every metric so far; what was trained on another machine comes from the store."""
-        self._log_steps()
+        self.log_steps()
         own = self.tracked.journal.history()
-        points = {key: self.elsewhere.get(key, []) + own.get(key, []) for key in self.elsewhere | own | self.queued}
-        for key, point in self.queued.items():
+        points = {
+            key: self.elsewhere.get(key, []) + own.get(key, []) for key in self.elsewhere | own | self.saver.queued
+        }
+        for key, point in self.saver.queued.items():
             if point not in points[key]:
                 points[key].append(point)
         return points

@@ -61,7 +61,7 @@ def train(config: TrainConfig) -> str:
     recovery = RecoveryClock(config.checkpoint_every)
 
     begins_at = {"epoch": position.epoch, "step": position.step, "best": position.best}
-    life = {"publish": config.publish, "resumed": job.resumed, "position": begins_at, "optimizer": job.optimizer}
+    life = {"resumed": job.resumed, "position": begins_at, "optimizer": job.optimizer}
     live = LiveRun(job.store, job.info, **life, checkpoint_bytes=job.forecast.checkpoint_bytes)
     with stop_on_signals() as stop, live as run, named_loss(run, job):
         log_beginning(run, job)
@@ -102,11 +102,11 @@ def train(config: TrainConfig) -> str:
                     if stop.asked or step.index == plan.last_step:
                         break
                     if recovery.due(step.index):
-                        run.save_last(snapshot(job), share=True)
+                        run.saver.save_last(snapshot(job), share=True)
             if position.batches_done == plan.batches_per_epoch:
                 position.epoch, position.batches_done = epoch, 0
             # Before the validation, which may take longer than we have.
-            run.save_last(snapshot(job), share=stop.asked is not None)
+            run.saver.save_last(snapshot(job), share=stop.asked is not None)
             if stop.asked:
                 raise stopped(stop, job)
             validate_and_save(run, job)
@@ -145,7 +145,7 @@ def died_before_logging(run: "LiveRun", job: "Job") -> bool:
     """Whether the run was stopped between the last step of an epoch and the logging of its checkpoint."""
     position = job.position
     at_end = position.step > 0 and (position.batches_done == 0 or position.step == job.plan.last_step)
-    return job.resumed and at_end and not run.has_checkpoint(position.name)
+    return job.resumed and at_end and not run.saver.has_checkpoint(position.name)
 
 
 def step_metrics(step: "Step", epoch: int) -> dict[str, float]:
@@ -190,7 +190,7 @@ def validate_and_save(run: "LiveRun", job: "Job") -> None:
         for which in ("best", "last") if improved else ("last",):
             run.log_detections(f"{which}_val", scored.results)
     position.metrics = scores
-    run.log_checkpoint(position.name, snapshot(job), scores)
+    run.saver.log_checkpoint(position.name, snapshot(job), scores)
     if scores:
         log_validation(run, job, scored, improved=improved)
 

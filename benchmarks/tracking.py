@@ -35,9 +35,10 @@ class Clock:
     def watching(self) -> Iterator[None]:
         """Times the methods of LiveRun, and what report.py draws and logs, while it lasts."""
         from live_run import LiveRun
+        from saving import Saver
 
-        methods = {name: getattr(LiveRun, name) for name in ("at", "log_step", "log_checkpoint", "log_detections")}
-        leave = LiveRun.__exit__
+        timed = ((LiveRun, "at"), (LiveRun, "log_step"), (LiveRun, "__exit__"), (Saver, "log_checkpoint"))
+        methods = {name: getattr(owner, name) for owner, name in timed}
 
         def at(run, **position):
             if len(self.steps) == self.trouble_at:
@@ -47,19 +48,18 @@ class Clock:
         def log_step(run, *arguments):
             self.steps[-1] += seconds(methods["log_step"], run, *arguments)
 
-        def log_checkpoint(run, *arguments):
-            self.epochs.append(seconds(methods["log_checkpoint"], run, *arguments))
+        def log_checkpoint(saver, *arguments):
+            self.epochs.append(seconds(methods["log_checkpoint"], saver, *arguments))
 
         def exit_(run, *arguments):
-            self.end = seconds(leave, run, *arguments)
+            self.end = seconds(methods["__exit__"], run, *arguments)
 
-        LiveRun.at, LiveRun.log_step, LiveRun.log_checkpoint, LiveRun.__exit__ = at, log_step, log_checkpoint, exit_
+        LiveRun.at, LiveRun.log_step, LiveRun.__exit__, Saver.log_checkpoint = at, log_step, exit_, log_checkpoint
         try:
             yield
         finally:
-            for name, method in methods.items():
-                setattr(LiveRun, name, method)
-            LiveRun.__exit__ = leave
+            for owner, name in timed:
+                setattr(owner, name, methods[name])
 
 
 def seconds(call: Callable, *arguments, **keywords) -> float:

@@ -15,6 +15,7 @@ import train
 import workspace
 from live_run import LiveRun
 from restore import RestoreConfig
+from saving import Saver
 from tests.conftest import equal, history, last_checkpoint
 from tests.contents import everything
 from tests.server import Server
@@ -69,14 +70,14 @@ def test_what_a_silent_server_does_not_take_holds_nobody_up(home, silent):
 def test_the_steps_of_a_run_are_journalled_before_its_checkpoint_and_at_its_end(home, small, monkeypatch):
     """They wait in memory for a moment: a run that resumes from the checkpoint would leave them out."""
     monkeypatch.setattr("live_run.STEPS_EVERY_SECONDS", 3600.0)
-    real, seen = LiveRun._save_last, {}
+    real, seen = Saver._save_last, {}
 
-    def save_last(run, checkpoint, share):
-        saved = real(run, checkpoint, share)
-        seen[checkpoint["step"]] = run.tracked.journal.last_step()
+    def save_last(saver, checkpoint, share):
+        saved = real(saver, checkpoint, share)
+        seen[checkpoint["step"]] = saver.run.tracked.journal.last_step()
         return saved
 
-    monkeypatch.setattr(LiveRun, "_save_last", save_last)
+    monkeypatch.setattr(Saver, "_save_last", save_last)
     train.main(replace(small, max_steps=6, checkpoint_every="3"))
     assert seen.keys() >= {3, 4, 6} and all(last >= step for step, last in seen.items())
 
@@ -86,7 +87,7 @@ def test_a_step_that_cannot_be_journalled_ends_the_run(home, small, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("live_run.STEPS_EVERY_SECONDS", 0.01)
-    monkeypatch.setattr(LiveRun, "_log_steps", full)
+    monkeypatch.setattr(LiveRun, "log_steps", full)
     with pytest.raises(workspace.WorkspaceError) as caught:
         train.main(small)
     assert caught.value.exit_code == 5

@@ -32,7 +32,7 @@ PLACES = {
     "training": ("live_run", "LiveRun.at"),
     "saving": ("models.checkpoint", "save"),
     "validating": ("evaluate", "score"),
-    "logging": ("live_run", "LiveRun.log_checkpoint"),
+    "logging": ("saving", "Saver.log_checkpoint"),
     "queueing": ("tracking.run", "TrackedRun.checkpoint"),
     "publishing": ("publishing", "publish"),
     "delivering": ("tracking.deliver", "Delivery.apply"),

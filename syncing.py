@@ -22,10 +22,11 @@ def synchronise() -> None:
     """Deliver every journal of this repository's runs that the store lacks, and end the dead."""
     from tracking.store import open_store
 
-    if not workspace.run_folders():
+    try:  # without a folder too: a run may have died before it had one
+        store = open_store(workspace.ROOT, must_exist=not workspace.run_folders())
+    except RunUnknown:
         say("nothing was trained here: there is nothing to send")
         return
-    store = open_store(workspace.ROOT)
     store.require_in_place()
     deliver_all(store)
 

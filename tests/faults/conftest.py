@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,12 +36,9 @@ class Reference:
 
 
 @pytest.fixture(scope="session")
-def tally() -> Iterator[Tally]:
-    """Counts faults and survivals; with FAULTS set, the table in this folder's README.md is written from it."""
-    counted = Tally()
-    yield counted
-    if os.environ.get("FAULTS"):
-        counted.write(Path(__file__).with_name("README.md"))
+def tally() -> Tally:
+    """Counts faults and survivals; with FAULTS set, in the table of this folder's README.md."""
+    return Tally(Path(__file__).with_name("README.md") if os.environ.get("FAULTS") else None)
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,10 @@ HEAD = "| fault | tried | survived | when | commit |\n|---|---|---|---|---|"
 
 
 class Tally:
-    """Counts, by fault, how often it was injected and how often everything held afterwards."""
+    """Counts, by fault, how often it was injected and how often everything held, in the table of a document, if any."""
 
-    def __init__(self) -> None:
-        self.tried: Counter[str] = Counter()
-        self.survived: Counter[str] = Counter()
+    def __init__(self, document: Path | None) -> None:
+        self.document = document
 
     @contextmanager
     def __call__(self, fault: str) -> Iterator[None]:
@@ -32,29 +31,33 @@ class Tally:
     def several(self) -> Iterator[Counter[str]]:
         """A trial of several injections, which the block counts: all survived, or none."""
         faults: Counter[str] = Counter()
+        survived: Counter[str] = Counter()
         try:
             yield faults
-            self.survived += faults
+            survived = faults
         finally:
-            self.tried += faults
+            if self.document is not None:
+                write(self.document, faults, survived)
 
-    def write(self, document: Path) -> None:
-        """Put these counts into the document's table: added to those of the same commit, in place of any other's."""
-        with document.open("r+", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # every process of pytest's writes its own
-            before, _, rest = file.read().partition(BEGIN)
-            table, _, after = rest.partition(END)
-            cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-            rows = {row[0]: row[1:] for row in cells if len(row) == len(HEAD.splitlines()[0].split("|")) - 2}
-            for fault, tried in self.tried.items():
-                survived, now = self.survived[fault], commit()
-                if fault in rows and rows[fault][3] == now:
-                    tried, survived = tried + int(rows[fault][0]), survived + int(rows[fault][1])
-                rows[fault] = [str(tried), str(survived), str(date.today()), now]
-            lines = [f"| {fault} | {' | '.join(row)} |" for fault, row in sorted(rows.items()) if row[0].isdecimal()]
-            file.seek(0)
-            file.write(before + "\n".join([BEGIN, HEAD, *lines, "", f"On {machine()}.", END]) + after)
-            file.truncate()
+
+def write(document: Path, tried: Counter[str], survived: Counter[str]) -> None:
+    """Put counts into the document's table: added to those of the same commit, in place of any other's."""
+    with document.open("r+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # pytest may have several processes
+        before, _, rest = file.read().partition(BEGIN)
+        table, _, after = rest.partition(END)
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+        rows = {row[0]: row[1:] for row in cells if len(row) == len(HEAD.splitlines()[0].split("|")) - 2}
+        now = commit()
+        for fault, count in tried.items():
+            held = survived[fault]
+            if fault in rows and rows[fault][3] == now:
+                count, held = count + int(rows[fault][0]), held + int(rows[fault][1])
+            rows[fault] = [str(count), str(held), str(date.today()), now]
+        lines = [f"| {fault} | {' | '.join(row)} |" for fault, row in sorted(rows.items()) if row[0].isdecimal()]
+        file.seek(0)
+        file.write(before + "\n".join([BEGIN, HEAD, *lines, "", f"On {machine()}.", END]) + after)
+        file.truncate()
 
 
 def commit() -> str:

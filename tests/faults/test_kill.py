@@ -16,7 +16,7 @@ from models.record import inspect
 from status import StatusConfig
 from tests.conftest import open_store
 from tests.faults import trial
-from tests.faults.conftest import FLAVOURS
+from tests.faults.conftest import FLAVOURS, Reference
 from tests.faults.outcome import differences, outcome
 
 SHORT = 1  # trials of the default suite; the slow one has one of each flavour, the long one FAULTS kills and more
@@ -27,6 +27,24 @@ def trials() -> list:
     flavours = list(FLAVOURS)
     marks = {True: (), False: pytest.mark.slow}
     return [pytest.param(seed, flavours[seed % len(flavours)], marks=marks[seed < SHORT]) for seed in range(TRIALS)]
+
+
+# Where kills once had consequences; the store and the folder of a run are not made at one instant, for example.
+ONCE_FATAL = [
+    ("adamw", trial.Instant("starting")),  # it stayed RUNNING, for it has no folder
+    ("sgd", trial.Instant("publishing")),  # the best was never published: no later one was better
+    ("bf16", trial.Instant("queueing", nth=3)),  # a validation that is repeated counted twice for --patience
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flavour", "instant"), ONCE_FATAL)
+def test_a_kill_where_it_once_was_fatal(flavour, instant, home, line, reference):
+    whole = reference(flavour)
+    assert trial.run(home, "train.py", *line(flavour), instant=instant).code == -signal.SIGKILL
+    require_nothing_lost(0)
+    require_sync_ends_the_dead(home)
+    require_it_goes_on(home, line(flavour), whole)
 
 
 @pytest.mark.parametrize(("seed", "flavour"), trials())
@@ -45,14 +63,17 @@ def test_a_killed_training_ends_as_if_it_never_had_been(seed, flavour, home, lin
             saved_step = require_nothing_lost(saved_step)
             if dice.random() < 0.5:
                 require_sync_ends_the_dead(home)
-        child = trial.run(home, "train.py", *line(flavour))
-        assert child.code == 0, child.errors
-        store, run_id = open_store(), child.out.strip()
-        assert differences(whole.outcome, outcome(store, run_id)) == [], instants
-        require_sync_ends_the_dead(home)
-        left = [*home.glob("runs/*/outbox/*"), *home.rglob(".*.partial")]
-        assert left == [], instants
-        assert status.main(StatusConfig(checkpoint=workspace.PUBLISHED))["unsent"]["operations"] == 0
+        require_it_goes_on(home, line(flavour), whole)
+
+
+def require_it_goes_on(home: Path, line: tuple[str, ...], whole: Reference) -> None:
+    """Trained again, the run ends as the undisturbed one did, and nothing is left over."""
+    child = trial.run(home, "train.py", *line)
+    assert child.code == 0, child.errors
+    assert differences(whole.outcome, outcome(open_store(), child.out.strip())) == []
+    require_sync_ends_the_dead(home)
+    assert [*home.glob("runs/*/outbox/*"), *home.rglob(".*.partial")] == []
+    assert status.main(StatusConfig(checkpoint=workspace.PUBLISHED))["unsent"]["operations"] == 0
 
 
 def require_nothing_lost(saved_step: int) -> int:

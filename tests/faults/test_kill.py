@@ -1,6 +1,6 @@
 """kill -9 at random instants of a training: it goes on, and ends as one that was never killed.
 
-A trial is named by its seed, which chooses the instants: python -m pytest -n 0 -m "" tests/faults -k "kill and 17-"
+A trial is named by its seed, which chooses the instants; README.md says how one is tried again.
 """
 
 import os

@@ -108,7 +108,7 @@ class LiveRun:
         self.stack.callback(self.tracked.close)
         self.ownership = Ownership(self.folder.path, self.store, info.run_id)
         went_on_elsewhere = self.ownership.claim()
-        self.spoke = time.time()
+        self.spoke, self.silent = time.time(), 0.0
         self.pages = self.store.ui_urls(info.run_id)
         self.elsewhere: dict[str, list[tuple[int, float]]] = {}
         self.first_new_step = self.tracked.journal.last_step() + 1
@@ -165,17 +165,24 @@ class LiveRun:
 
         TakenOver where this process was suspended and the run went on elsewhere meanwhile.
         """
-        silent, self.spoke = time.time() - self.spoke, time.time()
+        self._listen()
+        silent, self.silent = self.silent, 0.0
         self.ownership.require_after(silent)
         self.position |= position
         self.pace.step(position["step"])
         if self.untold is not None:
             raise self.untold
 
+    def _listen(self) -> None:
+        """Note for how long nothing of this process ran; in a long validation the teller's thread goes on."""
+        now = time.time()
+        self.silent, self.spoke = max(self.silent, now - self.spoke), now
+
     def _tell(self) -> None:
         """Keep journal and run.json up to date, in a thread of its own."""
         told = time.monotonic()
         while not self.over.wait(STEPS_EVERY_SECONDS):
+            self._listen()
             try:
                 self.log_steps()
                 if time.monotonic() - told > STATE_EVERY_SECONDS:

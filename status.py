@@ -23,7 +23,7 @@ from workspace import RunFolder
 class StatusConfig:
     """Say what lies at models/faster_rcnn, what ran here, and what to do next.
 
-    Exit code 0: ready, 1: absent, 3: damaged, 4: incompatible, 6: a store is away, or --to could not be given everything.
+    Exit code 0: ready, 1: absent, 3: damaged, 4: incompatible, 6: a store is away, or --to did not get everything.
     """
 
     checkpoint: Path = workspace.PUBLISHED

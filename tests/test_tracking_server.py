@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -88,6 +89,24 @@ def test_a_server_that_dies_costs_nothing(server, tmp_path, capfd):
     assert len(store.client.get_metric_history(run_id, "train/loss")) == 150
     assert [checkpoint.model_id for checkpoint in store.checkpoints(run_id)] == [each.model_id for each in checkpoints]
     assert len(store.client.get_run(run_id).outputs.model_outputs) == 3
+
+    upload = store.client.log_model_artifact
+
+    def spoil(model_id, path, folder):
+        spoilt = tmp_path / "spoilt" / "checkpoint.pth"
+        spoilt.parent.mkdir()
+        spoilt.write_bytes(Path(path).read_bytes().replace(b"9", b"8"))  # of the same size
+        upload(model_id, str(spoilt), folder)
+
+    store.client.log_model_artifact = spoil
+    queue_epoch(run, 9)
+    summary = sync(run.folder, store)
+    assert "is damaged in the store" in summary["trouble"] and "sending it again" in summary["trouble"]
+    assert summary["unsent"]["checkpoints"] == 1 and len(store.checkpoints(run_id)) == 3
+    store.client.log_model_artifact = upload
+    assert sync(run.folder, store)["trouble"] is None and len(store.checkpoints(run_id)) == 4
+    assert not any((run.folder / "outbox").iterdir())
+    store.client.delete_logged_model(store.checkpoints(run_id)[3].model_id)
 
     newest = peek.newest_runs(server.uri)
     assert [(each["run_id"], each["experiment"]) for each in newest] == [(run_id, "blood")]

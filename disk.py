@@ -72,11 +72,8 @@ class Forecast:
     def __str__(self) -> str:
         """What, and how much: `24 checkpoints of 331 MB need 8.6 GB at the peak`."""
         count = len(self.names)
-        kept = (
-            ""
-            if self.keep == KEEP_ALL
-            else f", of which --keep {self.keep} leaves at most {self.files_kept(self.keep)},"
-        )
+        kept = f", of which --keep {self.keep} leaves at most {self.files_kept(self.keep)},"
+        kept = "" if self.keep == KEEP_ALL else kept
         named = "1 checkpoint" if count == 1 else f"{count} checkpoints"
         needs = f"need{'s' * (count == 1)} {in_words(self.bytes())} at the peak"
         return f"{named} of {in_words(self.checkpoint_bytes)}{kept} {needs}"
@@ -97,11 +94,8 @@ class Forecast:
             return None
         has = f", beside {in_words(held)} that the run has already" if held else ""
         fitting = max((keep for keep in FEWER if held + self.bytes(keep) <= limit), key=self.bytes, default=None)
-        mend = (
-            f"--keep {fitting} would fit, with {in_words(held + self.bytes(fitting))}"
-            if fitting
-            else (f"Even --keep {LEAST} needs {in_words(held + self.bytes(LEAST))}")
-        )
+        needed = in_words(held + self.bytes(fitting or LEAST))
+        mend = f"--keep {fitting} would fit, with {needed}" if fitting else f"Even --keep {LEAST} needs {needed}"
         return f"{self}{has}: more than --disk-budget {in_words(limit)}. {mend}"
 
 
@@ -142,9 +136,9 @@ class Budget:
 
 
 def files_below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # the sender removes what it has delivered
-            if path.is_file():
+    for place, _, names in os.walk(folder):
+        for path in (Path(place) / name for name in names):
+            with contextlib.suppress(FileNotFoundError):  # the sender removes what it has delivered
                 yield path, path.stat()
 
 

@@ -101,7 +101,7 @@ class Saver:
         kept = self.kept_elsewhere | self.run.tracked.journal.kept_checkpoints()
         stay = newest_and_best(kept, best)
         for name in parse_keep(keep).superseded(kept, stay=stay):
-            self.run.tracked.prune(name, f"--keep {keep}")
+            self.run.tracked.prune(name, f"--keep {keep}", metric=self.run.info.config["best_metric"])
             self.kept_elsewhere.pop(name, None)
 
     def _log_best(self, checkpoint: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from tests.conftest import history, last_checkpoint, open_store
 from tracking import ask, peek
 from tracking.errors import StoreMoved
 from tracking.journal import Journal
+from tracking.run import TrackedRun
 from tracking.sender import sync
 from tracking.store import CannotFree, RunUnknown
 from workspace import RunFolder, WorkspaceError
@@ -126,6 +127,16 @@ def test_a_registered_checkpoint_stays(home, small, falling):
     report = prune(PruneConfig(runs=(run_id,), keep="best", yes=True))
     assert report["runs"][0]["keeps"] == {"epoch-000": "best", "epoch-001": "registered"}
     assert fetching.choose(store, uri, "best", "val/AP").name == "epoch-001"
+
+
+def test_the_best_stays_whatever_a_stale_process_thinks(home, small, falling):
+    """It may not have heard of the best that the run reached elsewhere: on arrival the scores decide."""
+    run_id = train.main(replace(small, epochs=3))
+    folder, store = RunFolder(run_id), open_store()
+    for name in ("epoch-000", "epoch-001"):
+        TrackedRun(folder.path, run_id).prune(name, "--keep last", metric="val/AP")
+    sync(folder.path, store)
+    assert names(run_id) == files(home) == ["epoch-000", "epoch-002"]
 
 
 def test_what_waits_for_the_store_loses_its_file_at_once(home, small, falling, monkeypatch):

@@ -12,6 +12,7 @@ from pathlib import Path
 from tracking.artifacts import link_into_store, sha256_of_file, write_preview
 from tracking.connection import first_line, import_mlflow, local_folder
 from tracking.errors import StoreError, TakenOver
+from tracking.find import stored_checkpoints
 from tracking.journal import OUTBOX, dropped_mark
 from tracking.ownership import Ownership
 from tracking.pruning import CannotFree, Registered, free_files, pruned_tag, pruned_tags
@@ -266,13 +267,23 @@ class Delivery:
 
     def _prune(self, operation: dict) -> None:
         tag = pruned_tag(operation["why"], operation["time"])
+        best = self._best_model_id(operation["metric"])
         for model in self._models_named(operation["checkpoint"]):
+            if model.model_id == best:
+                continue
             try:
                 free_files(self.store, model, tag)
             except Registered:
                 continue
             except CannotFree as error:
                 raise Refused(f"the files of {model.name} stay: {error}") from error
+
+    def _best_model_id(self, metric: str | None) -> str | None:
+        """The run's best checkpoint by a metric, the earliest of equals."""
+        known = stored_checkpoints(self.client, self._info().experiment_id, metric, self.run_id) if metric else []
+        scored = sorted((one for one in known if one.score is not None), key=lambda one: one.step)
+        best = max(scored, key=lambda one: one.score, default=None)
+        return best and best.model_id
 
     def _verify_local(self, stored: Path, spool: Path, operation: dict) -> None:
         if not stored.samefile(spool) and sha256_of_file(stored) != operation["sha256"]:

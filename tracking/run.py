@@ -167,12 +167,13 @@ class TrackedRun:
             }
         )
 
-    def prune(self, name: str, why: str) -> None:
+    def prune(self, name: str, why: str, *, metric: str | None = None) -> None:
         """Queues that a checkpoint queued before loses its file; one that is not yet sent loses it now.
 
-        Its metrics reach the store all the same, in the order in which they were queued.
+        Its metrics reach the store all the same, in the order in which they were queued. It stays whole where it is
+        the run's best by that metric when this arrives: the run may have gone on elsewhere.
         """
-        operation = {"op": "prune", "checkpoint": name, "why": why, "time": now_ms()}
+        operation = {"op": "prune", "checkpoint": name, "why": why, "metric": metric, "time": now_ms()}
         self.journal.append(operation)
         for _, queued in self.journal.pending():
             if queued["op"] == "checkpoint" and queued["name"] == name:

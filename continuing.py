@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import config as options
 import fetching
+import workspace
 from config import TrainConfig
 from models import record
 from models.record import CheckpointError
@@ -42,7 +43,8 @@ def configuration(file: Path, asked: TrainConfig) -> TrainConfig:
 
 def _as_theirs(content: dict[str, Any], file: Path, asked: TrainConfig) -> TrainConfig:
     """What torchvision's reference options and the optimizer's own record say in our terms; the rest stays open."""
-    args, group = content["args"] or {}, _first_group(content.get("optimizer_state_dict"))
+    args = content["args"] if isinstance(content["args"], dict) else {}
+    group = _first_group(content.get("optimizer_state_dict"))
     built = content["architecture"]
     optimizer = "adamw" if "betas" in group else "sgd" if "momentum" in group else None
     said = {
@@ -51,7 +53,7 @@ def _as_theirs(content: dict[str, Any], file: Path, asked: TrainConfig) -> Train
         "lr": _number(group, "initial_lr", float) or _number(group, "lr", float),
         "weight_decay": _number(group, "weight_decay", float),
         "momentum": _number(group, "momentum", float),
-        "schedule": {"multisteplr": "multistep", "cosineannealinglr": "cosine"}.get(args.get("lr_scheduler")),
+        "schedule": {"multisteplr": "multistep", "cosineannealinglr": "cosine"}.get(str(args.get("lr_scheduler"))),
         "trainable_layers": _trainable_layers(built, len(group.get("params", ()))),
     }
     steps = args.get("lr_steps")
@@ -92,7 +94,8 @@ def _trainable_layers(architecture: dict[str, Any], trained: int) -> int | None:
 
     from models import detector
 
-    for layers in range(7) if trained else ():
+    is_torchvisions = architecture["builder"].startswith("fasterrcnn_")
+    for layers in range(7) if trained and is_torchvisions else ():
         with torch.device("meta"):  # shapes alone
             kwargs = architecture["kwargs"] | {"trainable_layers": layers}
             model = detector.build(architecture | {"kwargs": kwargs})
@@ -130,7 +133,8 @@ def restore(
     except RuntimeError as error:
         message = f"The options make another model than {file} is of: {' '.join(str(error).split())[:300]}"
         raise CheckpointError(message, exit_code=4) from error
-    notes = [f"continuing {file} in a new run: {where}", "  weights: restored"]
+    about = workspace.introduce(record.describe(content))
+    notes = [f"continuing {file} ({about}) in a new run: {where}", "  weights: restored"]
     if average is not None:
         average.module.load_state_dict(content["model_state_dict"])
         average.n_averaged.fill_(position.step)

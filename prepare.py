@@ -131,6 +131,8 @@ def prepare(start: Start) -> Job:
         engine.lay_out_as_parameters(optimizer)
         notes += told
         origin = continuing.origin(saved, file)
+        if "continued_from_run" in origin:  # of another pipeline's file no more is known
+            notes += resuming.differences(saved, data, code, threads=torch.get_num_threads())
     for note in notes:
         say(note)
     forecast = disk_forecast(config, store, position, plan, checkpoint_bytes(model, average, optimizer, config))

@@ -76,7 +76,7 @@ def inspect(path: Path, verify: bool = False) -> Verdict:
     except OSError as error:
         return Verdict("not-a-checkpoint", f"it cannot be looked at: {error.strerror}")
     if not path.is_file():
-        return Verdict("not-a-checkpoint", f"it is a {'folder' if path.is_dir() else 'special file'}, not a file")
+        return Verdict("not-a-checkpoint", f"it is a {'folder' if path.is_dir() else 'pipe or device'}, not a file")
     if stat.st_size == 0:
         return Verdict("empty", "it has no bytes")
     try:

@@ -79,6 +79,7 @@ def test_our_file_goes_on_in_a_new_run_as_if_nothing_had_happened(home, small, t
     assert (tags["continued_from_run"], tags["continued_from"], tags["who"]) == (first, str(file), "me")
     said = capfd.readouterr().err
     assert "AdamW state of" in said and f"step {stopped_at} of 8" in said and "starts at the weights" not in said
+    assert f"({first[:8]})" in said and "note: the data differ" not in said
 
 
 def test_a_file_without_training_state_says_what_it_does_not_hold(home, small, tmp_path, capfd):
@@ -219,6 +220,6 @@ def test_classes_without_a_file_are_refused(run_script, names):
 
 def test_options_of_nonsense_are_told_as_the_files(reference, names, tmp_path):
     content = load(reference[0])
-    torch.save(content | {"args": argparse.Namespace(epochs=-3, lr_steps="no", lr_scheduler=7)}, tmp_path / "odd.pth")
+    torch.save(content | {"args": argparse.Namespace(epochs=-3, lr_steps="no", lr_scheduler=[7])}, tmp_path / "odd.pth")
     with pytest.raises(CheckpointError, match=r"odd\.pth was trained by options that are none of ours: --epochs"):
         continuing.configuration(tmp_path / "odd.pth", TrainConfig(model=MOBILE_320, resume="x", classes=str(names)))

@@ -291,7 +291,7 @@ def good(tmp_path_factory, coco_folder):
 
 STATES = {
     **{"empty": (3, "empty"), "text": (3, "not-a-checkpoint"), "zip": (3, "not-a-checkpoint")},
-    **{"folder": (3, "it is a folder"), "pipe": (3, "special file"), "truncated": (3, "truncated")},
+    **{"folder": (3, "it is a folder"), "pipe": (3, "it is a pipe"), "truncated": (3, "truncated")},
     **{"flipped": (3, "corrupt"), "dangling": (2, "link to"), "newer": (4, "format")},
 }
 

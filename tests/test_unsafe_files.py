@@ -25,6 +25,7 @@ from resuming import resumable_checkpoint
 from tests.conftest import SMALL, last_checkpoint, open_store
 from tests.test_models_checkpoint import Calls
 from tracking.connection import local_folder
+from tracking.environment import changed_files
 from tracking.store import Store, StoredCheckpoint, StoreError
 
 FORMS = ["zip", "zip: a key", "zip: inside a tensor's name", "legacy", "pickle 2", "pickle 4", "TorchScript"]
@@ -161,6 +162,11 @@ def test_a_run_id_of_a_file_never_becomes_a_path(home, small, run_script, tmp_pa
     if name:
         with pytest.raises(workspace.WorkspaceError):
             workspace.RunFolder(name)
+
+
+def test_a_commit_that_a_file_names_is_no_option_of_git(tmp_path):
+    assert changed_files(workspace.ROOT, f"--output={tmp_path}/written") == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_experiments_name_never_leads_out_of_the_store(home):

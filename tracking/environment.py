@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -14,6 +15,7 @@ MOST_BYTES_OF_DIFF = 1_000_000
 MOST_BYTES_A_FILE = 100_000
 MOST_BYTES_OF_UNTRACKED = 1_000_000
 GIT_SECONDS = 20
+COMMIT = re.compile(r"[0-9a-f]{4,64}")
 VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -61,6 +63,8 @@ def code_digest(state: dict) -> str | None:
 
 def changed_files(root: Path, commit: str) -> list[str]:
     """The tracked files under `root` that are not as they were in that commit; [] where git cannot tell."""
+    if not COMMIT.fullmatch(commit):  # a stranger's file may name anything, an option of git's too
+        return []
     return (_git(Path(root), "diff", "--name-only", commit, "--", ".") or "").splitlines()
 
 

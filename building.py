@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+import commandline
 import config as options
 import engine
 import fetching
@@ -57,7 +58,7 @@ def load_starting_weights(
     backbone_of = architecture | {"builder": base}
     if config.backbone_weights is not None:
         if not config.backbone_weights.is_file():
-            raise options.ConfigError(f"--backbone-weights: there is no file {config.backbone_weights}")
+            raise commandline.ConfigError(f"--backbone-weights: there is no file {config.backbone_weights}")
         state = checkpoints.load(config.backbone_weights)["model_state_dict"]
         return [str(weights.load_backbone(model, backbone_of, state))]
     if config.weights == "none":
@@ -94,7 +95,7 @@ def checkpoint_named(word: str, store: Store, experiment: str) -> dict[str, Any]
             path, _ = fetching.fetch(store, word, "best", "val/AP", to, best_in)
         except RunUnknown as error:
             message = f"--weights {word} is none of coco, backbone and none, no file, and no run: {error}"
-            raise options.ConfigError(message) from error
+            raise commandline.ConfigError(message) from error
         return checkpoints.load(path)
 
 

@@ -1,49 +1,14 @@
-"""The options of train.py, and how every script reads its command line. The only door to tyro."""
+"""The options of train.py: their defaults, which of them a resumed or repeated run keeps, and as plain values."""
 
 import math
-import os
 import re
-import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-try:
-    import tyro
-except ModuleNotFoundError:
-    print("error: the packages are missing. In a new shell first: . .venv/bin/activate (README.md)", file=sys.stderr)
-    raise SystemExit(2) from None
-
+from commandline import Classes, ConfigError, File, Float, Int, Ints, Names, Open, Repeated, Size, Text
 from retention import KEEP_ALL, parse_keep
-
-# Threads that wait by spinning make every step several times slower as soon as another process needs a core.
-# It must be set before torch starts its threads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-Positional = tyro.conf.Positional
-Repeated = tyro.conf.UseAppendAction
-# Optional values: the help says in words what stands for an open one, so the default None is not shown.
-Text = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
-Int = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
-Float = Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="")]
-File = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
-Ints = Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N …", help_behavior_hint="")]
-Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME …", help_behavior_hint="")]
-Run = Annotated[str | None, tyro.conf.arg(metavar="[RUN]", help_behavior_hint="")]
-Size = Annotated[str | None, tyro.conf.arg(metavar="SIZE", help_behavior_hint="")]
-Runs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[RUN …]", help_behavior_hint="")]
-Registered = Annotated[str | None, tyro.conf.arg(metavar="NAME@ALIAS", help_behavior_hint="")]
-Uri = Annotated[str | None, tyro.conf.arg(metavar="URI", help_behavior_hint="")]
-Classes = Annotated[str | None, tyro.conf.arg(metavar="coco|FILE", help_behavior_hint="")]
-Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE …", help_behavior_hint="")]
-
-
-class ConfigError(ValueError):
-    """A wrong flag, or flags that contradict each other."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +30,7 @@ class TrainConfig:
     """A file with classification weights for the backbone (nothing is downloaded then)."""
     trainable_layers: Int = None
     """Backbone stages that train, counted from the last. [torchvision's models 3 after pretraining; all otherwise]"""
-    norm: Annotated[Literal["frozen", "batch"] | None, tyro.conf.arg(help_behavior_hint="")] = None
+    norm: Annotated[Literal["frozen", "batch"] | None, Open] = None
     """Batch norm of the backbone: frozen statistics, or trained. [frozen after pretraining]"""
     image_min_size: Int = None
     """Images are resized to this shorter side …. [the model's own, mostly 800]"""
@@ -92,7 +57,7 @@ class TrainConfig:
     """Images in a batch. [4]"""
     accumulate: int = 1
     """Batches whose mean gradient makes one optimizer step."""
-    optimizer: Annotated[Literal["sgd", "adamw"] | None, tyro.conf.arg(help_behavior_hint="")] = None
+    optimizer: Annotated[Literal["sgd", "adamw"] | None, Open] = None
     """SGD with momentum, or AdamW. [sgd]"""
     lr: Float = None
     """Learning rate; a given one is not scaled. [sgd: 0.00125 × images in a step, as torchvision; adamw: 1e-4]"""
@@ -100,7 +65,7 @@ class TrainConfig:
     """Of SGD."""
     weight_decay: Float = None
     """[sgd: 1e-4; adamw: 0.05]"""
-    schedule: Annotated[Literal["multistep", "cosine"] | None, tyro.conf.arg(help_behavior_hint="")] = None
+    schedule: Annotated[Literal["multistep", "cosine"] | None, Open] = None
     """After the warm-up: ÷10 at each milestone, or a cosine to zero. [multistep]"""
     milestones: Ints = None
     """Epochs after which multistep divides the rate by 10. [two thirds and eleven twelfths of the epochs]"""
@@ -413,48 +378,3 @@ def from_plain(values: dict[str, Any]) -> TrainConfig:
     if values.get("backbone_weights") is not None:
         values["backbone_weights"] = Path(values["backbone_weights"])
     return TrainConfig(**values)
-
-
-def parse(options: type, arguments: Sequence[str] | None = None, default: Any = None) -> Any:
-    """The options from the command line; tyro prints usage errors and exits with 2."""
-    extra = {} if default is None else {"default": default}
-    if "" in (sys.argv[1:] if arguments is None else arguments):
-        raise ConfigError("One of the arguments is empty: is a shell variable not set?")
-    # No "no-…" twins and no colours in pipes: the help stays one line an option.
-    marks = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    return tyro.cli(options, args=arguments, config=marks, **extra)
-
-
-def command(main: Callable[[Any], Any], read: Callable[[], Any]) -> None:
-    """Run a script: `read` its options, run `main`, exit with its code; a user's mistake is one message."""
-    try:
-        code = main(read())
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = 141  # the reader of our output went away, as `head` does
-        sys.stderr.close()
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        code = 130
-    except Exception as error:
-        code = _explained(error)
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _explained(error: Exception) -> int:
-    code = getattr(error, "exit_code", None)
-    if isinstance(code, int):
-        print(f"{'' if code > 128 else 'error: '}{error}", file=sys.stderr)  # above 128: stopped by a signal
-        return code
-    places = traceback.extract_tb(error.__traceback__)
-    # The last line of this repository on the way tells more than torch's under it; in recipes/ it is the user's own.
-    root = Path(__file__).resolve().parent
-    here = [place for place in places if root in Path(place.filename).parents and "site-packages" not in place.filename]
-    place = (here or places)[-1]
-    is_own = Path(place.filename).parent == root / "recipes"
-    print(f"{'error' if is_own else 'internal error'}: {type(error).__name__}: {error}", file=sys.stderr)
-    then = "TRACEBACK=1 shows the whole way there" if is_own else "Please report this, with the line above"
-    print(f"  at {place.filename}:{place.lineno} in {place.name}. {then}.", file=sys.stderr)
-    if os.environ.get("TRACEBACK"):
-        traceback.print_exception(error)
-    return 70

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import commandline
 import config as options
 import fetching
 import workspace
@@ -68,7 +69,7 @@ def _as_theirs(content: dict[str, Any], file: Path, asked: TrainConfig) -> Train
             optimizer=optimizer,
             **{name: value for name, value in said.items() if value is not None},
         )
-    except options.ConfigError as error:  # a stranger's file may say anything
+    except commandline.ConfigError as error:  # a stranger's file may say anything
         raise CheckpointError(f"{file} was trained by options that are none of ours: {error}", exit_code=4) from error
 
 
@@ -167,7 +168,7 @@ def _position(content: dict[str, Any], file: Path, steps_per_epoch: int, last_st
     elif content.get("batches_done"):
         where += f", epoch {epoch + 1} is begun again, as its batches are others here"
     if step >= last_step:
-        raise options.ConfigError(
+        raise commandline.ConfigError(
             f"{file} has {epoch + 1} epochs behind it, step {step}, and the run would end at step {last_step}: "
             "raise --epochs (and --max-steps, where that is set)"
         )

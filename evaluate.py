@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import config as options
+import commandline
 import fetching
 import workspace
 from config import TrainConfig
@@ -19,33 +19,33 @@ from tracking.errors import StoreError
 class EvaluateConfig:
     """Score a checkpoint: by default models/faster_rcnn on the validation split it was trained with."""
 
-    run: options.Text = None
+    run: commandline.Text = None
     """A RUN (ID, unique prefix, name, models:/NAME@ALIAS, best): its checkpoint instead of models/faster_rcnn's."""
-    checkpoint: options.File = None
+    checkpoint: commandline.File = None
     """A checkpoint file. [models/faster_rcnn/checkpoint.pth]"""
-    model: options.Text = None
+    model: commandline.Text = None
     """Of a --checkpoint from elsewhere whose tensors do not tell: which model it is, as for train.py."""
-    classes: options.Classes = None
+    classes: commandline.Classes = None
     """Of a --checkpoint that does not tell: `coco`, or a file with a class name a line, in label order."""
     which: str = "best"
     """Of a RUN: best, last or an epoch's number."""
     metric: str = "val/AP"
     """What makes a checkpoint the best; the higher the better."""
-    experiment: options.Text = None
+    experiment: commandline.Text = None
     """Look for the RUN in this experiment only. [all; for `best`: faster-rcnn]"""
-    data: options.Text = None
+    data: commandline.Text = None
     """Dataset folder or file, or `generated`. [the run's own]"""
     split: str = "val"
     """Split to score."""
-    batch_size: options.Int = None
+    batch_size: commandline.Int = None
     """Images at once. [as in training: padding makes scores depend on it in the last decimals]"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    workers: options.Int = None
+    workers: commandline.Int = None
     """Processes that load images. [cores, at most 4; 0 for generated data]"""
     json: bool = False
     """Print JSON instead of a table."""
-    output: options.File = None
+    output: commandline.File = None
     """Folder for detections.json and ground_truth.json (COCO) and metrics.json."""
     no_log: bool = False
     """Do not write an evaluation run to MLflow."""
@@ -53,9 +53,9 @@ class EvaluateConfig:
     def __post_init__(self):
         fetching.require_one_source(self)
         if self.workers is not None and self.workers < 0:
-            raise options.ConfigError(f"--workers must not be negative, not {self.workers}")
+            raise commandline.ConfigError(f"--workers must not be negative, not {self.workers}")
         if self.batch_size is not None and self.batch_size < 1:
-            raise options.ConfigError(f"--batch-size must be above 0, not {self.batch_size}")
+            raise commandline.ConfigError(f"--batch-size must be above 0, not {self.batch_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     say(f"scoring {workspace.introduce(checkpoint)}")
     where = config.data or workspace.data_of(checkpoint)
     if where is None:
-        raise options.ConfigError("This checkpoint does not say what it was trained on: give --data PATH")
+        raise commandline.ConfigError("This checkpoint does not say what it was trained on: give --data PATH")
     data = open_data(where).with_classes_in_order(checkpoint["classes"])
     say("\n".join(data.describe()))
     records = data.records(config.split)
@@ -251,4 +251,4 @@ def script(config: EvaluateConfig) -> int:
 
 
 if __name__ == "__main__":
-    options.command(script, lambda: options.parse(EvaluateConfig))
+    commandline.command(script, lambda: commandline.parse(EvaluateConfig))

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import workspace
-from config import ConfigError, TrainConfig
+from commandline import ConfigError
+from config import TrainConfig
 from models import record
 from progress import say
 from tracking.connection import store_uri

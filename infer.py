@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import commandline
 import config as options
 import fetching
 import formats
@@ -20,27 +21,27 @@ from progress import Progress, say
 class InferConfig:
     """Detect objects in images and videos: by default with models/faster_rcnn. The results go to stdout."""
 
-    sources: options.Positional[options.Sources]
+    sources: commandline.Positional[commandline.Sources]
     """Images, videos, folders of them, or glob patterns."""
-    run: options.Text = None
+    run: commandline.Text = None
     """A RUN (ID, unique prefix, name, models:/NAME@ALIAS, best): its checkpoint instead of models/faster_rcnn's."""
-    checkpoint: options.File = None
+    checkpoint: commandline.File = None
     """A checkpoint file. [models/faster_rcnn/checkpoint.pth]"""
-    model: options.Text = None
+    model: commandline.Text = None
     """Of a --checkpoint from elsewhere whose tensors do not tell: which model it is, as for train.py."""
-    classes: options.Classes = None
+    classes: commandline.Classes = None
     """Of a --checkpoint that does not tell: `coco`, or a file with a class name a line, in label order."""
     which: str = "best"
     """Of a RUN: best, last or an epoch's number."""
     metric: str = "val/AP"
     """What makes a checkpoint the best; the higher the better."""
-    experiment: options.Text = None
+    experiment: commandline.Text = None
     """Look for the RUN in this experiment only. [all; for `best`: faster-rcnn]"""
     score_threshold: float = 0.5
     """Leave out detections below this score."""
     format: Literal["json", "coco", "csv"] = "json"
     """json: a JSON line an image or frame; coco: one COCO document at the end; csv: a row a detection."""
-    output: options.File = None
+    output: commandline.File = None
     """Folder for the images and videos with their boxes drawn."""
     frame_stride: int = 1
     """Of a video, take every Nth frame."""
@@ -51,13 +52,13 @@ class InferConfig:
 
     def __post_init__(self):
         if not self.sources:
-            raise options.ConfigError("Give images, videos, folders or patterns: python infer.py SOURCE …")
+            raise commandline.ConfigError("Give images, videos, folders or patterns: python infer.py SOURCE …")
         fetching.require_one_source(self)
         if not 0 <= self.score_threshold <= 1:
-            raise options.ConfigError(f"--score-threshold must be in 0..1, not {self.score_threshold}")
+            raise commandline.ConfigError(f"--score-threshold must be in 0..1, not {self.score_threshold}")
         for name in ("batch_size", "frame_stride"):
             if getattr(self, name) < 1:
-                raise options.ConfigError(f"{options.flag(name)} must be above 0, not {getattr(self, name)}")
+                raise commandline.ConfigError(f"{options.flag(name)} must be above 0, not {getattr(self, name)}")
 
 
 def main(config: InferConfig) -> Iterator[dict[str, Any]]:
@@ -225,4 +226,4 @@ def script(config: InferConfig) -> int:
 
 
 if __name__ == "__main__":
-    options.command(script, lambda: options.parse(InferConfig))
+    commandline.command(script, lambda: commandline.parse(InferConfig))

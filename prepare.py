@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+import commandline
 import config as options
 import continuing
 import disk
@@ -170,7 +171,7 @@ def require_same_data(start: Start, data: DetectionData) -> None:
         return
     before = start.facts["dataset"]["fingerprint"]
     if data.fingerprint != before:
-        raise options.ConfigError(
+        raise commandline.ConfigError(
             f"A resumed run keeps its data, and those at --data {start.config.data} differ from those at "
             f"{start.facts['config']['data']} (fingerprint {before} → {data.fingerprint})"
         )
@@ -198,11 +199,13 @@ def require_metric(name: str, data: DetectionData) -> None:
     """ConfigError before training when validation will never log `name`."""
     for split in ("train", "val"):
         if not any(len(record.boxes) for record in data.records(split)):
-            raise options.ConfigError(f"No image of {split!r} has a box: there is nothing to learn or to score")
+            raise commandline.ConfigError(f"No image of {split!r} has a box: there is nothing to learn or to score")
     truth = metrics.coco_ground_truth(data.records("val"), data.classes)
     scores = validation_metrics(metrics.coco_metrics(truth, []))
     if name not in scores:
-        raise options.ConfigError(f"--best-metric {name} is not logged here; there are: {', '.join(sorted(scores))}")
+        raise commandline.ConfigError(
+            f"--best-metric {name} is not logged here; there are: {', '.join(sorted(scores))}"
+        )
 
 
 def validation_metrics(scores: dict[str, Any]) -> dict[str, float]:

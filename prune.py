@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import commandline
 import config as options
 import fetching
 import workspace
@@ -28,9 +29,9 @@ class PruneConfig:
     that are training are left alone: they prune themselves (train.py --keep). Exit code 1: some could not be freed.
     """
 
-    runs: options.Positional[options.Runs] = ()
+    runs: commandline.Positional[commandline.Runs] = ()
     """The runs: IDs, unique prefixes, names."""
-    experiment: options.Text = None
+    experiment: commandline.Text = None
     """All runs of this experiment; with RUNs, where to look for them."""
     keep: str
     """What stays: best, last, every:N (epochs), joined by commas; a finished run without its last cannot go on."""
@@ -42,9 +43,9 @@ class PruneConfig:
     def __post_init__(self):
         options.require_keep(self.keep)
         if self.keep == KEEP_ALL:
-            raise options.ConfigError("--keep all frees nothing: best, last, every:N, joined by commas")
+            raise commandline.ConfigError("--keep all frees nothing: best, last, every:N, joined by commas")
         if not self.runs and self.experiment is None:
-            raise options.ConfigError("Give RUNs (python status.py names the last) or --experiment NAME")
+            raise commandline.ConfigError("Give RUNs (python status.py names the last) or --experiment NAME")
 
 
 def main(config: PruneConfig) -> dict[str, Any]:
@@ -188,4 +189,4 @@ def script(config: PruneConfig) -> int:
 
 
 if __name__ == "__main__":
-    options.command(script, lambda: options.parse(PruneConfig))
+    commandline.command(script, lambda: commandline.parse(PruneConfig))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import config as options
+import commandline
 import publishing
 import workspace
 from models import record
@@ -96,4 +96,4 @@ def script(config: RelocateConfig) -> int:
 
 
 if __name__ == "__main__":
-    options.command(script, lambda: options.parse(RelocateConfig))
+    commandline.command(script, lambda: commandline.parse(RelocateConfig))

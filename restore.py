@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import config as options
+import commandline
 import fetching
 import publishing
 import workspace
@@ -22,43 +22,45 @@ REGISTERED = re.compile(r"[^@/:'\"\s][^@/:'\"]*@(?!(?:latest|v\d+)$)[\w-]+", re.
 class RestoreConfig:
     """Restore a run's checkpoint, or a file, to models/faster_rcnn (pinned there: training will not replace it)."""
 
-    run: options.Positional[options.Run] = None
+    run: commandline.Positional[commandline.Run] = None
     """The run: its ID, a unique prefix of it, its name, models:/NAME@ALIAS, or `best` (by --metric in --experiment)."""
     which: str = "best"
     """best, last, or an epoch's number (from 0, as in epoch-003)."""
     metric: str = "val/AP"
     """What makes a checkpoint the best; the higher the better."""
-    experiment: options.Text = None
+    experiment: commandline.Text = None
     """Look for the RUN in this experiment only. [all; for `best`: faster-rcnn]"""
-    output: options.File = None
+    output: commandline.File = None
     """Another folder or .pth file to restore to. [models/faster_rcnn/checkpoint.pth]"""
     weights_only: bool = False
     """Leave out what only resuming needs (optimizer, raw weights): a smaller file to share."""
-    register: options.Registered = None
+    register: commandline.Registered = None
     """Instead of restoring: make the checkpoint a version of this registered model, NAME@ALIAS, and set the alias."""
-    file: options.File = None
+    file: commandline.File = None
     """A checkpoint from elsewhere instead of a RUN: ours, torchvision's, {epoch, model_state_dict, …}, a state dict."""
-    model: options.Text = None
+    model: commandline.Text = None
     """Of a --file that does not tell: which model it is, as for train.py."""
-    classes: options.Classes = None
+    classes: commandline.Classes = None
     """Of a --file that does not tell: `coco`, or a file with a class name a line, in label order, no background."""
 
     def __post_init__(self):
         if self.run is None and self.file is None:
-            raise options.ConfigError("Give a RUN (python status.py names the last) or a checkpoint: --file FILE")
+            raise commandline.ConfigError("Give a RUN (python status.py names the last) or a checkpoint: --file FILE")
         if self.run is not None and self.file is not None:
-            raise options.ConfigError("A RUN and --file both name a checkpoint: choose one")
+            raise commandline.ConfigError("A RUN and --file both name a checkpoint: choose one")
         if self.run is not None and self.run.endswith(".pth"):
-            raise options.ConfigError(f"{self.run} is a file, not a RUN: python restore.py --file {self.run}")
+            raise commandline.ConfigError(f"{self.run} is a file, not a RUN: python restore.py --file {self.run}")
         of_a_run = (self.which, self.metric, self.experiment, self.register) != ("best", "val/AP", None, None)
         if self.file and of_a_run:
-            raise options.ConfigError("--which, --metric, --experiment and --register belong to a RUN, not to --file")
+            raise commandline.ConfigError(
+                "--which, --metric, --experiment and --register belong to a RUN, not to --file"
+            )
         if not self.file and (self.model or self.classes):
-            raise options.ConfigError("--model and --classes tell of a --file what it does not: a RUN knows both")
+            raise commandline.ConfigError("--model and --classes tell of a --file what it does not: a RUN knows both")
         if self.register and (self.output or self.weights_only):
-            raise options.ConfigError("--register restores nothing: leave out --output and --weights-only")
+            raise commandline.ConfigError("--register restores nothing: leave out --output and --weights-only")
         if self.register is not None and not REGISTERED.fullmatch(self.register):
-            raise options.ConfigError(
+            raise commandline.ConfigError(
                 f"--register takes NAME@ALIAS, such as cells@champion, not {self.register!r} (no / : @ or quotes in "
                 "the name, only letters, digits, - and _ in the alias; `latest` and v1, v2 … are MLflow's own)"
             )
@@ -173,4 +175,4 @@ def script(config: RestoreConfig) -> int:
 
 
 if __name__ == "__main__":
-    options.command(script, lambda: options.parse(RestoreConfig))
+    commandline.command(script, lambda: commandline.parse(RestoreConfig))

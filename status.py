@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import config as options
+import commandline
 import series
 import workspace
 from models import record
@@ -28,7 +28,7 @@ class StatusConfig:
 
     checkpoint: Path = workspace.PUBLISHED
     """Another checkpoint file to judge."""
-    experiment: options.Text = None
+    experiment: commandline.Text = None
     """Instead, the runs of this experiment: state, epoch, best and time left of each, and of its groups."""
     json: bool = False
     """Print JSON instead of a report."""
@@ -38,22 +38,22 @@ class StatusConfig:
     """Ask the store through mlflow, for as long as it takes (without: what it answers within 0.3 s)."""
     sync: bool = False
     """First send to MLflow what it has not yet got, and mark dead runs KILLED."""
-    to: options.Uri = None
+    to: commandline.Uri = None
     """With --sync: then copy the runs, with all that belongs to them, into the store at this URI."""
-    run: options.Text = None
+    run: commandline.Text = None
     """With --sync --to: this RUN only. [all trained here]"""
 
     def __post_init__(self):
         if self.to is not None and not self.sync:
-            raise options.ConfigError("--to URI says where --sync copies the runs to: give both")
+            raise commandline.ConfigError("--to URI says where --sync copies the runs to: give both")
         if self.run is not None and self.to is None:
-            raise options.ConfigError("--run names the run that --sync --to URI copies: give all three")
+            raise commandline.ConfigError("--run names the run that --sync --to URI copies: give all three")
         if self.to is not None and ":" not in self.to:
-            raise options.ConfigError(
+            raise commandline.ConfigError(
                 f"--to takes a tracking URI (http://127.0.0.1:5000, sqlite:////path/mlflow.db), not {self.to!r}"
             )
         if self.experiment is not None and (self.checkpoint != StatusConfig.checkpoint or self.verify):
-            raise options.ConfigError("--experiment tells of runs, --checkpoint and --verify are about a file")
+            raise commandline.ConfigError("--experiment tells of runs, --checkpoint and --verify are about a file")
 
 
 def main(config: StatusConfig) -> dict[str, Any]:
@@ -287,4 +287,4 @@ def script(config: StatusConfig) -> int:
 
 
 if __name__ == "__main__":
-    options.command(script, lambda: options.parse(StatusConfig))
+    commandline.command(script, lambda: commandline.parse(StatusConfig))

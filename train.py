@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import commandline
 import config as options
 import fetching
 import workspace
@@ -304,17 +305,17 @@ def configuration(run: str, experiment: str = TrainConfig.experiment) -> TrainCo
 
 def read() -> TrainConfig:
     """The options; with --resume RUN or --from-run that run's own configuration is the default."""
-    asked = options.parse(TrainConfig)
+    asked = commandline.parse(TrainConfig)
     is_continuing = asked.resume not in (None, "auto")
     if is_continuing and asked.from_run is not None:
-        raise options.ConfigError("--resume continues a run, --from-run starts one: choose one, or --resume auto")
+        raise commandline.ConfigError("--resume continues a run, --from-run starts one: choose one, or --resume auto")
     if asked.from_run is not None:
         stored = configuration(asked.from_run, asked.experiment)
-        return replace(options.parse(TrainConfig, default=stored), from_run=stored.from_run)
+        return replace(commandline.parse(TrainConfig, default=stored), from_run=stored.from_run)
     if is_continuing and (file := fetching.file_named(asked.resume)):
         import continuing
 
-        return options.parse(TrainConfig, default=continuing.configuration(file, asked))
+        return commandline.parse(TrainConfig, default=continuing.configuration(file, asked))
     if not is_continuing:  # with auto the line says everything: a cluster runs the same one again
         return asked
     import resuming
@@ -322,7 +323,7 @@ def read() -> TrainConfig:
     local = workspace.local_run(asked.resume)
     store = None if local else fetching.store_of(asked.resume)
     stored = resuming.stored_config(store, local or resuming.run_id_of(store, asked.resume, asked.experiment))
-    return options.parse(TrainConfig, default=replace(stored, resume=None, strict=False, dry_run=False))
+    return commandline.parse(TrainConfig, default=replace(stored, resume=None, strict=False, dry_run=False))
 
 
 def script(config: TrainConfig) -> int:
@@ -331,4 +332,4 @@ def script(config: TrainConfig) -> int:
 
 
 if __name__ == "__main__":
-    options.command(script, read)
+    commandline.command(script, read)

@@ -70,7 +70,7 @@ def seconds(call: Callable, *arguments, **keywords) -> float:
 
 def measure(title: str, folder: Path, uri: str | None, epochs: int, trouble: Callable[[], None] = lambda: None) -> None:
     """Train into the store and print what the training thread waited."""
-    import config as options
+    import commandline
     import train
     import workspace
     from config import TrainConfig
@@ -80,7 +80,7 @@ def measure(title: str, folder: Path, uri: str | None, epochs: int, trouble: Cal
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     if uri:
         os.environ["MLFLOW_TRACKING_URI"] = uri
-    config = options.parse(TrainConfig, ["--data", "generated", *SMALL, "--epochs", str(epochs)])
+    config = commandline.parse(TrainConfig, ["--data", "generated", *SMALL, "--epochs", str(epochs)])
     clock = Clock(epochs * STEPS_AN_EPOCH // 3, trouble)
     started = time.perf_counter()
     with clock.watching():

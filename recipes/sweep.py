@@ -9,6 +9,7 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
+import commandline
 import config as options
 import train
 import workspace
@@ -61,7 +62,9 @@ def table(scores: dict[str, list[float | None]], metric: str) -> str:
 def script(base: TrainConfig) -> int:
     for name in ("resume", "from_run", "dry_run"):
         if getattr(base, name):
-            raise options.ConfigError(f"{options.flag(name)} is for one run: python train.py {options.flag(name)} …")
+            raise commandline.ConfigError(
+                f"{options.flag(name)} is for one run: python train.py {options.flag(name)} …"
+            )
     scores = main(base)
     print(table(scores, base.best_metric))
     say(f"all runs: python status.py --experiment {base.experiment}")
@@ -71,4 +74,4 @@ def script(base: TrainConfig) -> int:
 
 if __name__ == "__main__":
     default = TrainConfig(experiment="sweep", publish="never")
-    options.command(script, lambda: options.parse(TrainConfig, default=default))
+    commandline.command(script, lambda: commandline.parse(TrainConfig, default=default))

@@ -131,10 +131,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) 
 @pytest.fixture
 def small(coco_folder: Path) -> Any:
     """The TrainConfig of two epochs of four steps."""
-    import config as options
+    import commandline
     from config import TrainConfig
 
-    return options.parse(TrainConfig, ["--data", str(coco_folder), *SMALL, "--epochs", "2"])
+    return commandline.parse(TrainConfig, ["--data", str(coco_folder), *SMALL, "--epochs", "2"])
 
 
 def open_store() -> Any:

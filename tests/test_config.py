@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import commandline
 import config as options
-from config import ConfigError, TrainConfig, for_resume, from_plain, parse, parse_interval, resolved, to_plain
+from commandline import ConfigError, parse
+from config import TrainConfig, for_resume, from_plain, parse_interval, resolved, to_plain
 
 COCO = {"data": "/data/coco"}
 
@@ -203,7 +205,7 @@ def test_a_wrong_flag_is_one_message_and_exit_2(capfd, arguments, word):
         raise AssertionError("the script must not start")
 
     with pytest.raises(SystemExit) as caught:
-        options.command(never, lambda: parse(TrainConfig, arguments))
+        commandline.command(never, lambda: parse(TrainConfig, arguments))
     out, err = capfd.readouterr()
     assert (caught.value.code, out) == (2, "")
     assert word in " ".join(err.replace("│", " ").split())  # the box wraps its lines
@@ -219,7 +221,7 @@ def test_flags_are_read_over_a_default():
 
 def outcome(capfd, main) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as caught:
-        options.command(main, lambda: None)
+        commandline.command(main, lambda: None)
     return caught.value.code, *capfd.readouterr()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import commandline
 import config as options
 import evaluate
 import fetching
@@ -280,9 +281,9 @@ def test_an_error_in_training_is_told_with_the_recipes_line(own, home, small, mo
     """Not with torch's, under it; a fault of ours, or of a recipe's user, it is not."""
     loss = "def loss(logits, boxes, labels, targets):\n    return logits + labels[0][:2], 0\n\n"
     name = own("mine", loss + WEAKER.replace("fg_bg_sampler.positive_fraction = 0.125", "box_loss = loss"))
-    monkeypatch.setattr(options, "__file__", str(home / "config.py"))
+    monkeypatch.setattr(commandline, "__file__", str(home / "commandline.py"))
     with pytest.raises(SystemExit) as end:
-        options.command(train.script, lambda: replace(small, model=f"{name}/timm/test_resnet", max_steps=1))
+        commandline.command(train.script, lambda: replace(small, model=f"{name}/timm/test_resnet", max_steps=1))
     assert end.value.code == 70
     place = f"  at {home / 'recipes' / 'mine.py'}:2 in loss. TRACEBACK=1 shows the whole way there.\n"
     assert place in capfd.readouterr().err

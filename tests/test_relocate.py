@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import config as options
+import commandline
 import train
 import workspace
 from config import TrainConfig
@@ -41,7 +41,7 @@ def repository(tmp_path_factory, coco_folder, empty_database) -> Repository:
     root.mkdir()
     shutil.copy(empty_database, root / "mlflow.db")
     data = shutil.copytree(coco_folder, root / "data" / "shapes")
-    config = options.parse(TrainConfig, ["--data", str(data), *SMALL, "--epochs", "1", "--run-name", "small"])
+    config = commandline.parse(TrainConfig, ["--data", str(data), *SMALL, "--epochs", "1", "--run-name", "small"])
     with pytest.MonkeyPatch.context() as patch:
         work_in(patch, root)
         run_id = train.main(config)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-import config as options
+import commandline
 import status
 import train
 import workspace
@@ -82,7 +82,7 @@ def test_a_damaged_recovery_point_gives_way_to_the_last_checkpoint(home, small, 
 
 def test_a_changed_option_bends_the_run_and_is_recorded(home, small, capfd):
     run_id = train.main(replace(small, max_steps=4))
-    with pytest.raises(options.ConfigError, match="--allow-change lr"):
+    with pytest.raises(commandline.ConfigError, match="--allow-change lr"):
         train.main(replace(small, resume=run_id, lr=5e-4, max_steps=8))
     bending = replace(small, resume=run_id, lr=5e-4, weight_decay=0.5, max_steps=8)
     train.main(replace(bending, allow_change=("lr", "weight-decay")))

@@ -14,7 +14,8 @@ import pytest
 import config as options
 import train
 import workspace
-from config import ConfigError, TrainConfig
+from commandline import ConfigError
+from config import TrainConfig
 from data.generated import generated_data, write_coco
 from tests.conftest import SMALL, equal, last_checkpoint, open_store
 from tracking.records import last_word

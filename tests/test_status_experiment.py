@@ -17,7 +17,7 @@ import series
 import status
 import train
 import workspace
-from config import ConfigError
+from commandline import ConfigError
 from status import StatusConfig
 from tests.conftest import ROOT, open_store
 from tracking.errors import StoreError

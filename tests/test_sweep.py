@@ -14,7 +14,8 @@ import pytest
 import engine
 import train
 import workspace
-from config import ConfigError, TrainConfig
+from commandline import ConfigError
+from config import TrainConfig
 from live_run import Stopped
 from recipes import sweep
 from tests.conftest import SMALL, copy_of_repository, open_store

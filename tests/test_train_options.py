@@ -9,7 +9,7 @@ import pytest
 
 import evaluate
 import train
-from config import ConfigError
+from commandline import ConfigError
 from data.records import DataError
 from evaluate import EvaluateConfig
 from tests.conftest import equal, history, last_checkpoint, open_store

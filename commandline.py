@@ -1,0 +1,88 @@
+"""How every script reads its command line, and how it ends. The only door to tyro."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+try:
+    import tyro
+except ModuleNotFoundError:
+    print("error: the packages are missing. In a new shell first: . .venv/bin/activate (README.md)", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+# Threads that wait by spinning make every step several times slower as soon as another process needs a core.
+# It must be set before torch starts its threads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+Positional = tyro.conf.Positional
+Open = tyro.conf.arg(help_behavior_hint="")  # beside a type: the help says in words what stands for an open one
+Repeated = tyro.conf.UseAppendAction
+# Optional values: the help says in words what stands for an open one, so the default None is not shown.
+Text = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
+Int = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
+Float = Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+Ints = Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N …", help_behavior_hint="")]
+Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME …", help_behavior_hint="")]
+Run = Annotated[str | None, tyro.conf.arg(metavar="[RUN]", help_behavior_hint="")]
+Size = Annotated[str | None, tyro.conf.arg(metavar="SIZE", help_behavior_hint="")]
+Runs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[RUN …]", help_behavior_hint="")]
+Registered = Annotated[str | None, tyro.conf.arg(metavar="NAME@ALIAS", help_behavior_hint="")]
+Uri = Annotated[str | None, tyro.conf.arg(metavar="URI", help_behavior_hint="")]
+Classes = Annotated[str | None, tyro.conf.arg(metavar="coco|FILE", help_behavior_hint="")]
+Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE …", help_behavior_hint="")]
+
+
+class ConfigError(ValueError):
+    """A wrong flag, or flags that contradict each other."""
+
+    exit_code = 2
+
+
+def parse(options: type, arguments: Sequence[str] | None = None, default: Any = None) -> Any:
+    """The options from the command line; tyro prints usage errors and exits with 2."""
+    extra = {} if default is None else {"default": default}
+    if "" in (sys.argv[1:] if arguments is None else arguments):
+        raise ConfigError("One of the arguments is empty: is a shell variable not set?")
+    # No "no-…" twins and no colours in pipes: the help stays one line an option.
+    marks = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
+    return tyro.cli(options, args=arguments, config=marks, **extra)
+
+
+def command(main: Callable[[Any], Any], read: Callable[[], Any]) -> None:
+    """Run a script: `read` its options, run `main`, exit with its code; a user's mistake is one message."""
+    try:
+        code = main(read())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = 141  # the reader of our output went away, as `head` does
+        sys.stderr.close()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        code = 130
+    except Exception as error:
+        code = _explained(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explained(error: Exception) -> int:
+    code = getattr(error, "exit_code", None)
+    if isinstance(code, int):
+        print(f"{'' if code > 128 else 'error: '}{error}", file=sys.stderr)  # above 128: stopped by a signal
+        return code
+    places = traceback.extract_tb(error.__traceback__)
+    # The last line of this repository on the way tells more than torch's under it; in recipes/ it is the user's own.
+    root = Path(__file__).resolve().parent
+    here = [place for place in places if root in Path(place.filename).parents and "site-packages" not in place.filename]
+    place = (here or places)[-1]
+    is_own = Path(place.filename).parent == root / "recipes"
+    print(f"{'error' if is_own else 'internal error'}: {type(error).__name__}: {error}", file=sys.stderr)
+    then = "TRACEBACK=1 shows the whole way there" if is_own else "Please report this, with the line above"
+    print(f"  at {place.filename}:{place.lineno} in {place.name}. {then}.", file=sys.stderr)
+    if os.environ.get("TRACEBACK"):
+        traceback.print_exception(error)
+    return 70

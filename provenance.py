@@ -14,6 +14,7 @@ from resuming import FACTS
 from tracking import environment
 from tracking.run import TrackedRun
 
+LONGEST_TAG = 1000  # of MLflow's 8000 characters: what a person reads in a table
 UNTRACKED = ("resume", "classes", "tag", "strict", "dry_run", "allow_change")  # options that say nothing of the result
 
 
@@ -28,9 +29,10 @@ def log_beginning(run: LiveRun, job: Job) -> None:
         said = "\n".join([environment.command_line(), *job.notes])
         tracked.text(said + "\n", f"code/resumed-at-step-{step:06d}.txt")
         log_code(tracked, job, f"code/resumed-at-step-{step:06d}")
-        if job.changed:  # parameters stay as they were logged; a tag can be a column too
-            pairs = [f"{name} {before} → {now}" for name, (before, now) in job.changed.items()]
-            tracked.tags({f"changed_at_step_{step:06d}": short(", ".join(pairs))})
+        if job.notes:  # parameters stay as they were logged; a tag can be a column too
+            notes = "; ".join(note.removeprefix("note: ") for note in job.notes)
+            tracked.tags({f"changed_at_step_{step:06d}": notes[:LONGEST_TAG]})
+        if job.changed:
             log_configuration(tracked, job)
         return
     machine = environment.environment()

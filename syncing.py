@@ -1,6 +1,7 @@
 """What `status.py --sync` does: what runs owe their stores is sent, and with --to whole runs go to another store."""
 
-import math
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +51,22 @@ def copy_to(uri: str, word: str | None) -> None:
 
     if home := home_of(store_uri(workspace.ROOT)):
         home.require_in_place()  # the runs' records name the store of before the move, or the original of the copy
-    runs = wanted(word, uri)
+    ask = functools.cache(opened)  # each store once
+    runs = wanted(word, uri, ask)
     target = open_store(workspace.ROOT, uri)
     with workspace.copying() as folder:
         incomplete = [
             run_id
             for origin, run_ids in runs.items()
-            for source in [opened(origin)]
             for run_id in run_ids
-            if not arrives(source, origin, run_id, target, folder)
+            if not arrives(ask(origin), origin, run_id, target, folder)
         ]
     if incomplete:
-        raise StoreError(f"Not everything of {len(incomplete)} runs is in {uri}: {', '.join(incomplete)}")
-    say(
-        f"{uri} has everything of {sum(map(len, runs.values()))} runs. Look: MLFLOW_TRACKING_URI={uri} python status.py"
-    )
+        raise StoreError(f"{uri} has not got everything of: {', '.join(incomplete)}")
+    say(f"{uri} has everything. Look: MLFLOW_TRACKING_URI={uri} python status.py --remote")
 
 
-def wanted(word: str | None, uri: str) -> dict[str, list[str]]:
+def wanted(word: str | None, uri: str, ask: Callable[[str], Any]) -> dict[str, list[str]]:
     """The IDs of the runs to copy, oldest first, by the URI of the store that each was trained into.
 
     Of a server only what was trained here: it has other people's runs too.
@@ -77,7 +76,7 @@ def wanted(word: str | None, uri: str) -> dict[str, list[str]]:
     if word is not None:
         run_id = workspace.local_run(word) or named(word, own)
         runs = {run_id: runs.get(run_id, own)}
-    elif not is_server(own) and (store := opened(own)) is not None:
+    elif not is_server(own) and (store := ask(own)) is not None:
         trained = [run.run_id for run in store.newest_runs(MOST_RUNS) if not run.is_evaluation]
         runs = dict.fromkeys(reversed(trained), own) | runs
     by_store: dict[str, list[str]] = {}
@@ -103,9 +102,12 @@ def opened(uri: str) -> Any:
     try:
         store = open_store(workspace.ROOT, uri, must_exist=True)
     except (StoreError, RunUnknown) as error:
-        say(f"{str(error).splitlines()[0]}. What is here of its runs is copied: runs/ and models/faster_rcnn")
+        reason = "it is not there" if isinstance(error, RunUnknown) else str(error).splitlines()[0]
+        say(f"the store {uri} is out of reach ({reason}): what runs/ and models/faster_rcnn have of its runs is copied")
         return None
-    workspace.settle(store, math.inf)
+    workspace.settle(store)
+    for folder in workspace.run_folders():  # however long it takes
+        workspace.deliver_if_idle(store, folder)
     return store
 
 

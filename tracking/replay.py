@@ -47,6 +47,7 @@ def copy_journal(
         for _, group in grouped(_with_files(journal, spare, folder)):
             refused.clear()
             courier.apply(group)
+            copied.sent["operations out of its journal"] += len(group)
             for operation in group:
                 lacking.pop(_name(operation), None)
                 lacking.pop(_gone(operation), None)
@@ -103,7 +104,7 @@ def _name(operation: dict) -> str:
         case "file":
             return posixpath.join(operation["folder"] or "", posixpath.basename(operation["spool"]))
         case "image":
-            return f"images/{posixpath.basename(operation['spool'])}"
+            return f"images/{posixpath.basename(operation['spool']).partition('+timestamp+')[0]}"
     return f"{operation['op']} of the journal's {operation['time']}"
 
 

@@ -270,6 +270,8 @@ def training_lines(training: dict[str, Any]) -> list[str]:
         return [line, f"  {(training['error'] or 'for a reason not recorded').splitlines()[0]}"]
     if training["state"] == "interrupted":
         return [line, f"  {RunFolder(training['run_id']).continuation()}"]
+    if training["state"] == "running" and RunFolder(training["run_id"]).is_suspended():
+        return [line, f"  its process is suspended. Wake it: kill -CONT {training['pid']}"]
     return [line]
 
 

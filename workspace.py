@@ -114,7 +114,20 @@ class RunFolder:
 
     def _busy(self) -> WorkspaceError:
         process = self.state().get("pid")
+        if self.is_suspended():
+            mend = f"wake it: kill -CONT {process}; or end it: kill -KILL {process}"
+            return WorkspaceError(f"Run {self.run_id} is suspended (process {process}): {mend}")
         return WorkspaceError(f"Run {self.run_id} is training now (process {process}). See it: python status.py")
+
+    def is_suspended(self) -> bool:
+        """Whether its process is stopped, as by Ctrl-Z or a cluster: it holds the run all the same."""
+        state = self.state()
+        if state.get("host") != socket.gethostname() or not self.is_alive():
+            return False
+        try:
+            return "State:\tT" in Path(f"/proc/{state.get('pid')}/status").read_text()
+        except OSError:
+            return False
 
     def training(self) -> str:
         """running, interrupted, failed or finished."""

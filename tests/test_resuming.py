@@ -167,6 +167,10 @@ def test_a_stopped_process_that_is_continued_leaves_its_run_to_the_other_machine
         wait_for(lambda: any(store.checkpoints(run.run_id) for run in store.runs_named("slept", "faster-rcnn")))
         sleeper.send_signal(signal.SIGSTOP)
         run_id = store.find_run("slept")
+        told = script_runner(first)("status.py", MLFLOW_TRACKING_URI=uri).stdout
+        assert f"its process is suspended. Wake it: kill -CONT {sleeper.pid}" in told
+        refused = script_runner(first)("train.py", "--resume", run_id, MLFLOW_TRACKING_URI=uri)
+        assert refused.returncode == 2 and f"is suspended (process {sleeper.pid})" in refused.stderr
         store.client.set_tag(run_id, "heartbeat", json.dumps({"time": 1, "host": "away", "pid": 1}))
         other = script_runner(second)("train.py", *line, MLFLOW_TRACKING_URI=uri)
         assert other.returncode == 0, other.stderr

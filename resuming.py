@@ -229,11 +229,23 @@ def resumable_checkpoint(store: Store, run_id: str) -> tuple[dict[str, Any], str
     with tempfile.TemporaryDirectory(prefix="resume-") as folder:
         if is_recovered:
             try:
-                return checkpoints.load(download_recovery(store, run_id, Path(folder))), "the recovery point in MLflow"
+                return recovered(store, run_id, point, Path(folder)), "the recovery point in MLflow"
             except (CheckpointError, StoreError) as error:
                 say(f"{error}; the run's last checkpoint is used instead")
         path, found = fetching.fetch(store, run_id, "last", "", Path(folder) / "checkpoint.pth")
         return checkpoints.load(path), f"{found.name} in MLflow"
+
+
+def recovered(store: Store, run_id: str, point: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The run's recovery point, checked; CheckpointError or StoreError where it is not what was sent."""
+    from models import checkpoint as checkpoints
+
+    path = download_recovery(store, run_id, folder)
+    saved = checkpoints.load(path)
+    # The file arrives before the tag that tells its hash: one of another step is newer.
+    if saved.get("step") == point["step"] and record.file_sha256(path) != point["sha256"]:
+        raise CheckpointError(f"The recovery point of run {run_id} in MLflow is damaged: its hash is another")
+    return saved
 
 
 def restore(saved: dict[str, Any], model, optimizer, schedule, scaler, average=None) -> Position:

@@ -16,6 +16,7 @@ import status
 import train
 import workspace
 from live_run import LiveRun, Stopped
+from models import checkpoint as checkpoints
 from tests.conftest import SMALL, copy_of_repository, equal, history, last_checkpoint, open_store, script_runner
 from tracking.errors import TakenOver
 from tracking.journal import Journal
@@ -69,14 +70,20 @@ def test_a_run_resumes_in_mid_epoch_on_another_machine(home, small, monkeypatch,
     assert store.run(part).status == "FINISHED"
 
 
-def test_a_damaged_recovery_point_gives_way_to_the_last_checkpoint(home, small, capfd):
+@pytest.mark.parametrize("how", ["gone", "another hash"])
+def test_a_damaged_recovery_point_gives_way_to_the_last_checkpoint(home, small, capfd, how):
     run_id = train.main(replace(small, max_steps=4))
     store = open_store()
-    store.client.set_tag(run_id, "recovery", '{"step": 6, "sha256": "0"}')
+    if how == "another hash":  # whole for zip and torch: only the hash tells
+        content = last_checkpoint(run_id) | {"step": 6}
+        path = home / "last.pth"
+        checkpoints.save(content, path)
+        store.client.log_artifact(run_id, str(path), "recovery")
+    store.client.set_tag(run_id, "recovery", json.dumps({"step": 6, "sha256": "0"}))
     shutil.rmtree(workspace.RunFolder(run_id).path)
     train.main(replace(small, resume=run_id, max_steps=5))
     errors = capfd.readouterr().err
-    assert "The recovery point of run" in errors and "is gone from the store" in errors
+    assert {"gone": "is gone from the store", "another hash": "its hash is another"}[how] in errors
     assert "step 4, from epoch-000 in MLflow" in errors
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+import changes
 import commandline
 import config as options
 import continuing
@@ -103,7 +104,9 @@ def prepare(start: Start) -> Job:
         config = replace(config, warmup_steps=defaults["warmup_steps"])
     if config.from_run and run_id is None:
         config = replace(config, from_run=resuming.run_id_of(store, config.from_run, config.experiment))
-        notes += resuming.repetition(store, config, data, code, threads=torch.get_num_threads())
+        notes += changes.repetition(
+            resuming.stored_facts(store, config.from_run), config, data, code, threads=torch.get_num_threads()
+        )
     if defaults:
         say("chosen by default: " + ", ".join(f"{name} {value}" for name, value in sorted(defaults.items())))
     optimizer, schedule = optimization(
@@ -111,7 +114,7 @@ def prepare(start: Start) -> Job:
     )
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
     position, origin = Position(), {}
-    changed = resuming.changed_options(start.facts, config) if run_id else {}
+    changed = changes.changed_options(start.facts, config) if run_id else {}
     if run_id:
         saved, source = resuming.resumable_checkpoint(store, run_id)
         fetching.require_same_classes(saved, data.classes)
@@ -120,8 +123,8 @@ def prepare(start: Start) -> Job:
         engine.lay_out_as_parameters(optimizer)
         if changed.keys() & resuming.OF_OPTIMIZATION:
             resuming.adopt(config, optimizer, schedule)
-        notes += resuming.told(changed)
-        notes += resuming.differences(saved, data, code, threads=torch.get_num_threads())
+        notes += changes.told(changed)
+        notes += changes.differences(saved, data, code, threads=torch.get_num_threads())
         say(resuming.receipt(saved, position, source))
     if file:
         saved = continuing.read(file, config)
@@ -133,7 +136,7 @@ def prepare(start: Start) -> Job:
         notes += told
         origin = continuing.origin(saved, file)
         if "continued_from_run" in origin:  # of another pipeline's file no more is known
-            notes += resuming.differences(saved, data, code, threads=torch.get_num_threads())
+            notes += changes.differences(saved, data, code, threads=torch.get_num_threads())
     for note in notes:
         say(note)
     forecast = disk_forecast(config, store, position, plan, checkpoint_bytes(model, average, optimizer, config))

@@ -17,7 +17,7 @@ LAYERS = (
     ("prepare",),
     ("continuing",),
     ("live_run", "resuming", "building", "sources"),
-    ("saving",),
+    ("saving", "changes"),
     ("publishing", "description", "series", "fetching", "syncing", "disk"),
     ("workspace",),
     ("config", "engine", "metrics", "figures", "formats", "tracking", "models", "data"),

@@ -1,0 +1,76 @@
+"""What is not as it was when a run was trained: options, data, code, packages, threads."""
+
+from typing import TYPE_CHECKING, Any
+
+import config as options
+import workspace
+from config import TrainConfig
+from tracking import environment
+
+if TYPE_CHECKING:
+    from data.records import DetectionData
+
+OF_ONE_START = ("resume", "from_run", "strict", "dry_run", "allow_change", "tag", "run_name")
+DISK = ("keep", "disk_budget")
+
+
+def differences(saved: dict[str, Any], data: "DetectionData", code: dict[str, Any], *, threads: int) -> list[str]:
+    """What is not as it was when the run `saved` tells of was trained: data, code, packages, CPU threads."""
+    notes = []
+    if saved["dataset"]["fingerprint"] != data.fingerprint:
+        was, now = saved["dataset"], f"{data.name}, fingerprint {data.fingerprint}"
+        notes.append(f"note: the data differ ({was['name']}, fingerprint {was['fingerprint']} → {now})")
+    if saved["code_version"] != code["commit"]:
+        files = environment.changed_files(workspace.ROOT, saved["code_version"]) if saved["code_version"] else []
+        named = f": {', '.join(files[:10])}{', …' if len(files) > 10 else ''}" if files else ""
+        notes.append(f"note: the code differs (commit {saved['code_version']} → {code['commit']}){named}")
+    elif saved.get("code_digest") not in (None, environment.code_digest(code)):
+        notes.append("note: the code differs (same commit, other uncommitted changes: code/ of the run has them)")
+    packages = environment.decisive_packages()
+    for name, before in (saved.get("packages") or {}).items():
+        if packages.get(name) != before:
+            notes.append(f"note: {name} {before} then, {packages.get(name, 'not installed')} now")
+    before = saved["evaluation"].get("threads", threads)
+    if before != threads:
+        notes.append(
+            f"note: {before} CPU threads then, {threads} now: the result is as right, but the same "
+            f"bit for bit only with OMP_NUM_THREADS={before}"
+        )
+    return notes
+
+
+def changed_options(facts: dict[str, Any], config: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """The options that are not as the run `facts` tells of had them: what each was, and is now."""
+    before, now = facts["config"], options.to_plain(config)
+    changed = [name for name in now if name in before and name not in OF_ONE_START and before[name] != now[name]]
+    return {name: (before[name], now[name]) for name in changed}
+
+
+def told(changed: dict[str, tuple[Any, Any]]) -> list[str]:
+    """The changed options in words; the schedule follows the epochs."""
+    bends = ", which the learning rate's schedule follows from here on" if "epochs" in changed else ""
+    pairs = ", ".join(f"{options.flag(name)} {before} → {now}" for name, (before, now) in changed.items())
+    return [f"note: {pairs}{bends}"] if changed else []
+
+
+def repetition(
+    facts: dict[str, Any], config: TrainConfig, data: "DetectionData", code: dict[str, Any], *, threads: int
+) -> list[str]:
+    """Where a run by --from-run differs from the run it repeats; with --strict that is a WorkspaceError.
+
+    Flags may differ: that is what one repeats a run for.
+    """
+    notes = differences(facts, data, code, threads=threads)
+    if config.strict and notes:
+        raise workspace.WorkspaceError("\n".join([f"--strict: run {config.from_run} cannot be repeated here", *notes]))
+    before, now = facts["config"], options.to_plain(config)
+    ignored = {"run_name", "resume", "from_run", "strict", "dry_run", "tag", "publish", "workers", *DISK}
+    changed = [name for name in now if name not in ignored and now[name] != before.get(name)]
+    changes = [f"  {options.flag(name)} {before.get(name)} → {now[name]}" for name in changed]
+    return [f"repeating run {config.from_run}" + (", with" if changes else ""), *changes, *(notes or [as_then(code)])]
+
+
+def as_then(code: dict[str, Any]) -> str:
+    if code["commit"] is None:
+        return "the data are as they were then; without git it cannot be told whether the code is"
+    return "the data and the code are as they were then"

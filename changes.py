@@ -30,6 +30,9 @@ def differences(saved: dict[str, Any], data: "DetectionData", code: dict[str, An
     for name, before in (saved.get("packages") or {}).items():
         if packages.get(name) != before:
             notes.append(f"note: {name} {before} then, {packages.get(name, 'not installed')} now")
+    cpu = environment.cpu_model()
+    if (before := saved["evaluation"].get("cpu", cpu)) != cpu:
+        notes.append(f"note: trained on {before}, this is {cpu}: the result is as right, but not the same bit for bit")
     before = saved["evaluation"].get("threads", threads)
     if before != threads:
         notes.append(

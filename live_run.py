@@ -47,7 +47,7 @@ class RunInfo:
     classes: tuple[str, ...]
     architecture: dict[str, Any]
     dataset: dict[str, Any]  # name, fingerprint, split_fingerprints
-    evaluation: dict[str, Any]  # what the validation score depends on: batch_size, amp, threads, averaged
+    evaluation: dict[str, Any]  # what the validation score depends on: batch_size, amp, threads, cpu, averaged
     epochs: int
     total_steps: int
     steps_per_epoch: int

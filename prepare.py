@@ -305,6 +305,7 @@ def run_info(
             "batch_size": config.batch_size,
             "amp": config.amp,
             "threads": torch.get_num_threads(),
+            "cpu": environment.cpu_model(),
             "averaged": config.ema is not None,
         },
         epochs=config.epochs,

@@ -206,3 +206,11 @@ def wait_for(holds, seconds=120.0):
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def test_another_cpu_is_said_and_recorded(home, small, monkeypatch, capfd):
+    run_id = train.main(replace(small, max_steps=2))
+    monkeypatch.setattr("tracking.environment.cpu_model", lambda: "Another CPU")
+    train.main(replace(small, resume=run_id, max_steps=3))
+    assert "this is Another CPU: the result is as right, but not the same bit for bit" in capfd.readouterr().err
+    assert "this is Another CPU" in open_store().run(run_id).tags["changed_at_step_000002"]

@@ -80,7 +80,7 @@ def environment() -> dict:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": platform.node(),
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "packages": packages(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
@@ -138,7 +138,7 @@ def _untracked_modules(root: Path) -> tuple[dict[str, str], list[str]]:
     return texts, left_out
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -277,7 +277,10 @@ def _end_dead(store: Any, folder: RunFolder) -> bool:
     """End one dead run, whose lock is held; False when it had ended meanwhile, or the store cannot end it."""
     if folder.state().get("state") != "running":
         return False
+    from tracking.run import TrackedRun
+
     deliver_pending(store, folder, SETTLING_SECONDS)
+    TrackedRun(folder.path, folder.run_id).close()  # which removes what it left half-queued, or sent, in its outbox
     ended = False
     try:
         ended = store.end_dead(folder.run_id, owner_of(folder.path))

@@ -223,8 +223,12 @@ def test_a_run_that_another_process_took_up_again_is_not_ended(home):
     with folder.locked():
         assert workspace.end_dead_runs(store) == []
     assert (store.run(run_id).status, folder.state()["state"]) == ("RUNNING", "running")
+    half_queued = folder.path / "outbox" / "tmp1" / "last.pth"
+    half_queued.parent.mkdir(parents=True)
+    half_queued.touch()
     assert [ended.run_id for ended in workspace.end_dead_runs(store)] == [run_id]
     assert store.run(run_id).status == "KILLED"
+    assert not half_queued.parent.exists()  # nobody may ever take up a run that saved nothing
 
 
 def test_an_older_last_gives_way_to_a_newer_checkpoint_in_the_store(home, small, capfd):

@@ -19,7 +19,8 @@ def link_into_store(spool: Path, artifact_uri: str, folder: str | None) -> None:
     if root is None:
         return
     place = root / (folder or "") / spool.name
-    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    # One name: a run has one deliverer at a time, and what a dead one left the next delivery of the file takes away.
+    partial = place.with_name(f".{place.name}.partial")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         partial.unlink(missing_ok=True)

@@ -204,6 +204,8 @@ def next_command(report: dict[str, Any]) -> str:
         return f"python restore.py --file {shlex.quote(shown(report['path']))}"
     if training["state"] == "running" and report["state"] == "absent":
         return "python status.py"
+    if report["reason"] == "interrupted" and can_resume and not elsewhere:
+        return f"python train.py --resume {training['run_id']}"
     if best:
         return f"python restore.py {best['run_id']}" + (f" --output {shlex.quote(report['path'])}" if elsewhere else "")
     if can_resume:

@@ -239,7 +239,7 @@ CHECKPOINTS = {
     "empty": (lambda path: path.write_bytes(b""), 3, "empty"),
     "text": (lambda path: path.write_text("weights"), 3, "not-a-checkpoint"),
     "cut": (lambda path: cut(path, 0.9), 3, "truncated"),
-    "foreign": (foreign, 4, "architecture"),
+    "foreign": (foreign, 4, "holds no Faster R-CNN"),
 }
 
 

@@ -57,7 +57,7 @@ def test_status_is_ready_and_names_the_run(trained):
         (lambda path: path.unlink(), "absent", 1),
         (lambda path: path.write_bytes(b""), "empty", 3),
         (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "truncated", 3),
-        (lambda path: path.write_bytes(path.read_bytes().replace(b"PK", b"pk")), "not-a-checkpoint", 3),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"PK", b"pk")), "corrupt", 3),
         (lambda path: path.write_text("hello"), "not-a-checkpoint", 3),
         (lambda path: path.write_bytes(flipped(path.read_bytes())), "corrupt", 3),
     ],

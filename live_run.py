@@ -139,7 +139,7 @@ class LiveRun:
         if self.resumed:  # after run.json, by which the run is ended if this is as far as we get
             self.store.resume_run(info.run_id)
         self.saver = Saver(self, optimizer=self.optimizer, checkpoint_bytes=self.checkpoint_bytes)
-        self.sender = Sender(self.folder.path, self.store, heartbeat=self.heartbeat)
+        self.sender = Sender(self.folder.path, self.store, heartbeat=self.heartbeat, ownership=self.ownership)
         self.sender.start()
         teller = threading.Thread(target=self._tell, name="run-state", daemon=True)
         self.stack.callback(teller.join)

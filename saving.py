@@ -128,6 +128,8 @@ class Saver:
             return
         if not run.tracked.journal.has_checkpoint(best["name"]):  # it is logged again, and published then
             return
-        sha256 = record.file_sha256(last)
-        if run.folder.state().get("publishing_decided") != sha256:
-            self._publish(record.inspect(last).entry | {"sha256": sha256, "role": "best"})
+        verdict = record.inspect(last, verify=True)
+        if verdict.state != "ready" or verdict.entry.get("step") != best["step"]:  # not what the run continues from
+            return
+        if run.folder.state().get("publishing_decided") != verdict.entry["sha256"]:
+            self._publish(verdict.entry | {"role": "best"})

@@ -24,7 +24,7 @@ from progress import say
 from tracking.connection import sqlite_path
 from tracking.errors import RunUnknown, StoreError
 from tracking.journal import Journal
-from tracking.ownership import is_lost, owner_of
+from tracking.ownership import is_lost, owners_of
 from tracking.pulse import has_died
 from tracking.records import last_word
 
@@ -203,7 +203,8 @@ def whoami() -> dict[str, Any]:
 
 def run_folders() -> list[RunFolder]:
     """The runs trained here, newest first."""
-    folders = [RunFolder(path.parent.name) for path in RUNS.glob("*/run.json")]
+    named = [path.parent.name for path in RUNS.glob("*/run.json")]
+    folders = [RunFolder(name) for name in named if record.is_run_id(name)]  # others are somebody's copies
     return sorted(folders, key=lambda folder: folder.state().get("started", 0), reverse=True)
 
 
@@ -223,11 +224,23 @@ def local_run(word: str) -> str | None:
 def settle(store: Any, seconds: float = SETTLING_SECONDS) -> None:
     """End the runs of this machine that died, and send what its runs still owe the store: at most for so long."""
     deadline = time.monotonic() + seconds
-    for dead in end_dead_runs(store):
+    for dead in end_dead_runs(store, seconds):
         say(f"run {dead.run_id} had died; it is marked KILLED; {dead.continuation()}")
     for folder in run_folders():
         if time.monotonic() < deadline:
-            deliver_if_idle(store, folder, deadline - time.monotonic())
+            with noting_trouble(folder):
+                deliver_if_idle(store, folder, deadline - time.monotonic())
+
+
+@contextlib.contextmanager
+def noting_trouble(folder: RunFolder) -> Iterator[None]:
+    """An old run's trouble, such as a damaged folder, is said and does not stop what is asked now."""
+    try:
+        yield
+    except WorkspaceError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        say(f"note: run {folder.run_id} could not be settled ({type(error).__name__}: {error}): see {folder.path}")
 
 
 def deliver_if_idle(store: Any, folder: RunFolder, seconds: float | None = None) -> None:
@@ -254,36 +267,41 @@ def deliver_pending(store: Any, folder: RunFolder, seconds: float | None = None)
         )
 
 
-def end_dead_runs(store: Any) -> list[RunFolder]:
-    """Mark runs of this machine that died as KILLED, in run.json and in the store; returns their folders."""
+def end_dead_runs(store: Any, seconds: float = SETTLING_SECONDS) -> list[RunFolder]:
+    """Mark runs of this machine that died as KILLED, in run.json and in the store; returns their folders.
+
+    What they owe the store is sent first, for so long in all.
+    """
+    deadline = time.monotonic() + seconds
     ended = []
     for folder in run_folders():
         state = folder.state()
         if state.get("state") == "running" and state.get("tracking_uri") == store.uri:
-            with contextlib.suppress(WorkspaceError), folder.locked():  # refused: it lives
-                if _end_dead(store, folder):
+            # A WorkspaceError says that it lives.
+            with contextlib.suppress(WorkspaceError), noting_trouble(folder), folder.locked():
+                if _end_dead(store, folder, max(1.0, deadline - time.monotonic())):
                     ended.append(folder)
     return ended + _end_stillborn(store)
 
 
 def _end_stillborn(store: Any) -> list[RunFolder]:
     """End the runs whose process died before it made their folder: no lock tells of them, the heartbeat does."""
-    without_folder = [run for run in store.running() if not RunFolder(run.run_id).state()]
-    dead = [run for run in without_folder if has_died(last_word(run.tags))]
-    return [RunFolder(run.run_id) for run in dead if store.end_dead(run.run_id)]
+    folders = [(RunFolder(run.run_id), run) for run in store.running()]
+    dead = [folder for folder, run in folders if not folder.state() and has_died(last_word(run.tags))]
+    return [folder for folder in dead if store.end_dead(folder.run_id, owners_of(folder.path))]
 
 
-def _end_dead(store: Any, folder: RunFolder) -> bool:
+def _end_dead(store: Any, folder: RunFolder, seconds: float) -> bool:
     """End one dead run, whose lock is held; False when it had ended meanwhile, or the store cannot end it."""
     if folder.state().get("state") != "running":
         return False
     from tracking.run import TrackedRun
 
-    deliver_pending(store, folder, SETTLING_SECONDS)
+    deliver_pending(store, folder, seconds)
     TrackedRun(folder.path, folder.run_id).close()  # which removes what it left half-queued, or sent, in its outbox
     ended = False
     try:
-        ended = store.end_dead(folder.run_id, owner_of(folder.path))
+        ended = store.end_dead(folder.run_id, owners_of(folder.path))
     except RunUnknown:
         say(f"note: run {folder.run_id} died, and {store.uri} does not know it any more")
     except StoreError as error:  # an old run's trouble must not stop what is asked now

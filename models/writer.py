@@ -34,10 +34,10 @@ class Writer:
         self.wait()
         steady = {tensor.data_ptr() for tensor in self._steady()}
         later: list[tuple[torch.Tensor, torch.Tensor]] = []
-        copy = self._copy(plain(checkpoint), "", steady, later)
-        arrived = torch.cuda.Event() if torch.cuda.is_available() else None
-        if arrived is not None:
-            arrived.record()  # copies from a GPU are under way, in the order of its other work
+        gpus: set[torch.device] = set()
+        copy = self._copy(plain(checkpoint), "", steady, later, gpus)
+        # Copies from a GPU are under way, in the order of its other work.
+        arrived = [torch.cuda.current_stream(gpu).record_event() for gpu in gpus]
         self._copied.clear()
 
         def work() -> None:
@@ -46,8 +46,8 @@ class Writer:
                     buffer.copy_(tensor)
             finally:
                 self._copied.set()
-            if arrived is not None:
-                arrived.synchronize()
+            for event in arrived:
+                event.synchronize()
             write(copy)
 
         self._writing = self._executor.submit(work)
@@ -78,20 +78,24 @@ class Writer:
             for parameter in group["params"]:
                 if not parameter.is_cuda:
                     yield parameter
-                    yield from (value for value in self._optimizer.state[parameter].values() if torch.is_tensor(value))
+                    yield from (
+                        value for value in self._optimizer.state.get(parameter, {}).values() if torch.is_tensor(value)
+                    )
 
-    def _copy(self, value: Any, where: str, steady: set[int], later: list) -> Any:
+    def _copy(self, value: Any, where: str, steady: set[int], later: list, gpus: set[torch.device]) -> Any:
         if isinstance(value, torch.Tensor):
             buffer = self._buffer(value, where)
             if value.data_ptr() in steady:
                 later.append((buffer, value))
             else:
                 buffer.copy_(value, non_blocking=True)
+            if value.is_cuda:
+                gpus.add(value.device)
             return buffer
         if isinstance(value, dict):
-            return {key: self._copy(item, f"{where}/{key}", steady, later) for key, item in value.items()}
+            return {key: self._copy(item, f"{where}/{key}", steady, later, gpus) for key, item in value.items()}
         if isinstance(value, list):
-            return [self._copy(item, f"{where}/{number}", steady, later) for number, item in enumerate(value)]
+            return [self._copy(item, f"{where}/{number}", steady, later, gpus) for number, item in enumerate(value)]
         return value
 
     def _buffer(self, tensor: torch.Tensor, where: str) -> torch.Tensor:

@@ -269,7 +269,7 @@ def test_a_resumed_run_is_running_whatever_end_was_still_to_be_delivered(store, 
 
 def test_a_dead_run_ends_when_its_heart_stopped(store, started):
     store.client.set_tag(started.run_id, "heartbeat", json.dumps({"time": 1_234_567}))
-    assert store.end_dead(started.run_id) and not store.end_dead(started.run_id)
+    assert store.end_dead(started.run_id, ()) and not store.end_dead(started.run_id, ())
     run = store.run(started.run_id)
     assert (run.status, run.end_time) == ("KILLED", 1_234_567)
 

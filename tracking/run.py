@@ -1,5 +1,6 @@
 """The writer of one run: all that training reports goes into the run folder's journal, never straight to MLflow."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -178,7 +179,8 @@ class TrackedRun:
         for _, queued in self.journal.pending():
             if queued["op"] == "checkpoint" and queued["name"] == name:
                 spool = self.folder / queued["spool"]
-                dropped_mark(spool).write_text(pruned_tag(why, operation["time"]))  # first: who sends it looks here
+                with contextlib.suppress(FileNotFoundError):  # the sender has just removed it, and its folder
+                    dropped_mark(spool).write_text(pruned_tag(why, operation["time"]))  # first: who sends looks here
                 spool.unlink(missing_ok=True)
 
     def description(self, markdown: str) -> None:

@@ -111,14 +111,15 @@ class Sender(threading.Thread):
         *,
         heartbeat: Callable[[], dict] | None = None,
         run_id: str | None = None,
+        ownership: Ownership | None = None,
     ):
         super().__init__(name="tracking-sender", daemon=True)
         run_id = run_id or Path(folder).name
         self.journal = Journal(folder)
         self.trouble: str | None = None
-        self.ownership = Ownership(self.journal.folder, store, run_id)
-        self._courier = Courier(self.journal, store, run_id, ownership=self.ownership)
-        self._pulse = Pulse(self.journal, run_id, store, heartbeat, self.ownership) if heartbeat is not None else None
+        ownership = ownership or Ownership(self.journal.folder, store, run_id)
+        self._courier = Courier(self.journal, store, run_id, ownership=ownership)
+        self._pulse = Pulse(self.journal, run_id, store, heartbeat, ownership) if heartbeat is not None else None
         self._stopping = threading.Event()
         self._attempts_failed = 0
         self._hurried = False

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tracking.errors import DamagedArtifact, ExperimentDeleted, RunUnknown, Stor
 from tracking.find import RunReference, find_run, run_copied_from, runs_named
 from tracking.journal import now_ms
 from tracking.moved import ARTIFACTS, home_of
-from tracking.ownership import OWNER
+from tracking.ownership import is_ours
 from tracking.pages import every
 from tracking.pruning import CannotFree
 from tracking.pulse import heartbeat_text
@@ -127,13 +127,13 @@ class Store(CheckpointStore):
         with failures(self.uri, f"run {run_id}"):
             self.client.set_terminated(run_id, status, end_time or now_ms())
 
-    def end_dead(self, run_id: str, owner: str | None = None) -> bool:
+    def end_dead(self, run_id: str, owners: Sequence[str]) -> bool:
         """Ends a run whose process is dead as KILLED, at its last heartbeat.
 
-        False where it had ended already, or where another process than `owner` (see tracking.ownership) has it.
+        False where it had ended already, or where another process than the `owners` (tracking.ownership) has it.
         """
         run = self.run(run_id)
-        if run.status != "RUNNING" or run.is_deleted or run.tags.get(OWNER, owner) != owner:
+        if run.status != "RUNNING" or run.is_deleted or not is_ours(run.tags, owners):
             return False
         self.end(run_id, "KILLED", _heartbeat_time(run.tags))
         return True

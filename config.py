@@ -135,8 +135,6 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ConfigError(f"{flag(name)} must not be negative, not {value}")
-        if self.milestones is not None and self.schedule == "cosine":
-            raise ConfigError("--milestones belong to --schedule multistep, not to cosine")
         if self.image_min_size and self.image_max_size and self.image_min_size > self.image_max_size:
             raise ConfigError(f"--image-min-size {self.image_min_size} is above --image-max-size {self.image_max_size}")
         if self.backbone_weights is not None and self.weights not in (None, "none", "backbone"):
@@ -145,6 +143,8 @@ class TrainConfig:
             raise ConfigError(
                 "--classes names those of a --weights or --resume FILE that does not: --data names its own"
             )
+        if self.milestones is not None and self.schedule == "cosine" and self.resume is None:  # a run has its own
+            raise ConfigError(NO_MILESTONES)
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"--ema is a decay between 0 and 1, such as 0.999, not {self.ema}")
         if any(side < 1 for side in self.multi_scale or ()):
@@ -235,9 +235,19 @@ def resolved(config: TrainConfig, *, cores: int) -> tuple[TrainConfig, dict[str,
     if not is_torchvisions:
         del defaults["trainable_layers"]  # all
     if pick("schedule", defaults["schedule"]) == "multistep":
-        defaults["milestones"] = (round(epochs * 2 / 3), round(epochs * 11 / 12))
+        defaults["milestones"] = milestones_of(epochs)
+    elif config.milestones is not None:
+        raise ConfigError(NO_MILESTONES)
     chosen = {name: value for name, value in defaults.items() if getattr(config, name) is None and value is not None}
     return replace(config, **chosen), chosen
+
+
+NO_MILESTONES = "--milestones belong to --schedule multistep, not to cosine"
+
+
+def milestones_of(epochs: int) -> tuple[int, ...]:
+    """Where the rate drops when nobody says: after two thirds and eleven twelfths."""
+    return round(epochs * 2 / 3), round(epochs * 11 / 12)
 
 
 def base_model(name: str) -> str:
@@ -284,14 +294,19 @@ MAY_BE_ALLOWED = (
 )
 
 
-def for_resume(stored: TrainConfig, asked: TrainConfig) -> TrainConfig:
-    """`asked`, its open options taken from the run; ConfigError names each flag that differs and may not."""
+def for_resume(stored: TrainConfig, asked: TrainConfig, defaults: Sequence[str] = ()) -> TrainConfig:
+    """`asked`, its open options taken from the run; ConfigError names each flag that differs and may not.
+
+    `defaults` names what was left open when the run began.
+    """
     # The line of --resume auto says everything: what limits the run holds only as long as it is there.
     said = ("max_steps", "patience") if asked.resume == "auto" else ()
     left_open = [f.name for f in fields(stored) if getattr(asked, f.name) is None and f.name not in said]
     asked = replace(asked, **{name: getattr(stored, name) for name in left_open})
     asked = replace(asked, tag=tuple(dict.fromkeys((*stored.tag, *asked.tag))))  # tags are added, never taken away
     changed = [f.name for f in fields(stored) if getattr(stored, f.name) != getattr(asked, f.name)]
+    if asked.schedule == "cosine" and asked.milestones != stored.milestones:
+        raise ConfigError(NO_MILESTONES)
     allowed = {option(name) for name in asked.allow_change}
     refused = [name for name in changed if name not in MAY_CHANGE and name not in allowed]
     if refused:
@@ -300,7 +315,16 @@ def for_resume(stored: TrainConfig, asked: TrainConfig) -> TrainConfig:
         if all(name in MAY_BE_ALLOWED for name in refused):
             new += f", or bend this one: --allow-change {' '.join(flag(name)[2:] for name in refused)}"
         raise ConfigError(f"A resumed run keeps its configuration; these cannot change: {told}. {new}")
-    return replace(asked, allow_change=())  # said for this once
+    asked = replace(asked, allow_change=())  # said for this once
+    return asked if asked.milestones != stored.milestones else with_milestones(asked, stored, defaults)
+
+
+def with_milestones(config: TrainConfig, stored: TrainConfig, defaults: Sequence[str]) -> TrainConfig:
+    """`config` with the milestones of its schedule, where nobody chose any."""
+    is_new = stored.schedule != config.schedule or ("milestones" in defaults and config.epochs != stored.epochs)
+    if not is_new:
+        return config
+    return replace(config, milestones=milestones_of(config.epochs) if config.schedule == "multistep" else None)
 
 
 def to_repeat(stored: TrainConfig, defaults: Sequence[str], *, cores: int) -> TrainConfig:

@@ -120,7 +120,7 @@ class LiveRun:
             if last_stored >= self.first_new_step:
                 self.elsewhere = self.store.histories(info.run_id, ("train/", "val/"))
                 self.first_new_step = last_stored + 1
-        before = self.folder.state()
+        before = {} if went_on_elsewhere else self.folder.state()
         if self.resumed:
             before = before or last_word(self.store.run(info.run_id).tags)
         self.pace = Pace(

@@ -17,7 +17,8 @@ from config import TrainConfig
 from models import record
 from models.record import CheckpointError
 from progress import duration, say
-from tracking.errors import RunUnknown, StoreError
+from tracking.errors import DamagedArtifact, RunUnknown, StoreError
+from tracking.ownership import is_ours, owners_of
 from tracking.pulse import HEARTBEAT_SECONDS, SILENT_SECONDS
 from tracking.records import StoredRun, last_word
 from tracking.recovery import download_recovery, recovery_point
@@ -71,7 +72,8 @@ def choose(config: TrainConfig) -> Start:
         from data.transforms import read_augmentation
 
         config = replace(config, augmentation=read_augmentation(config.augmentation))
-    return Start(store=store, config=options.for_resume(stored, config), defaults={}, run_id=run_id, facts=facts)
+    config = options.for_resume(stored, config, facts.get("defaults", ()))
+    return Start(store=store, config=config, defaults={}, run_id=run_id, facts=facts)
 
 
 def weights_of(store: Store, config: TrainConfig) -> dict[str, Any] | None:
@@ -100,8 +102,17 @@ def told_by_tensors(file: Path, config: TrainConfig) -> dict[str, Any] | None:
 
 def has_finished(store: Store, run_id: str) -> bool:
     """Whether the run's last word was that it is finished: its folder's, or the store's of another machine's run."""
+    if local_state(store, run_id):
+        return workspace.RunFolder(run_id).training() == "finished"
+    return store.run(run_id).status == "FINISHED"
+
+
+def local_state(store: Store, run_id: str) -> dict[str, Any]:
+    """What the run's folder says of it; nothing where there is none, or the run went on elsewhere since."""
     folder = workspace.RunFolder(run_id)
-    return folder.training() == "finished" if folder.state() else store.run(run_id).status == "FINISHED"
+    state = folder.state()
+    is_known = bool(state) and store.knows(run_id)
+    return {} if is_known and not is_ours(store.run(run_id).tags, owners_of(folder.path)) else state
 
 
 @dataclass(kw_only=True)
@@ -174,9 +185,7 @@ def require_idle(store: Store, run: StoredRun) -> None:
 
 def stored_facts(store: Store, run_id: str) -> dict[str, Any]:
     """What RunInfo says of a run: from its folder or, on another machine, from MLflow."""
-    facts = (
-        workspace.RunFolder(run_id).state() or store.read_json(run_id, FACTS) or resumable_checkpoint(store, run_id)[0]
-    )
+    facts = local_state(store, run_id) or store.read_json(run_id, FACTS) or resumable_checkpoint(store, run_id)[0]
     if not facts.get("config"):
         raise workspace.WorkspaceError(f"Run {run_id} was not trained by this repository: it records no configuration")
     return facts
@@ -229,8 +238,15 @@ def resumable_checkpoint(store: Store, run_id: str) -> tuple[dict[str, Any], str
                 return recovered(store, run_id, point, Path(folder)), "the recovery point in MLflow"
             except (CheckpointError, StoreError) as error:
                 say(f"{error}; the run's last checkpoint is used instead")
-        path, found = fetching.fetch(store, run_id, "last", "", Path(folder) / "checkpoint.pth")
-        return checkpoints.load(path), f"{found.name} in MLflow"
+        for one in reversed([one for one in stored if not one.pruned]):
+            try:
+                path = store.download(one, Path(folder) / "checkpoint.pth")
+                return checkpoints.load(path), f"{one.name} in MLflow"
+            except (CheckpointError, DamagedArtifact) as error:
+                say(f"{error}. An older one is tried")
+    if not stored:
+        raise workspace.WorkspaceError(f"Run {run_id} has saved nothing that it could continue from")
+    raise CheckpointError(f"Run {run_id} cannot go on: none of its states is whole, here or in {store.uri}")
 
 
 def recovered(store: Store, run_id: str, point: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -258,7 +274,8 @@ def restore(saved: dict[str, Any], model, optimizer, schedule, scaler, average=N
         average.n_averaged.fill_(saved["step"])
     optimizer.load_state_dict(saved["optimizer_state_dict"])
     schedule.load_state_dict(saved["scheduler_state_dict"])
-    scaler.load_state_dict(saved["scaler_state_dict"])
+    if saved["scaler_state_dict"]:  # else the run had no scaler then
+        scaler.load_state_dict(saved["scaler_state_dict"])
     return Position(**{one.name: saved[one.name] for one in fields(Position) if one.name in saved})
 
 

@@ -320,9 +320,8 @@ def read() -> TrainConfig:
         return asked
     import resuming
 
-    local = workspace.local_run(asked.resume)
-    store = None if local else fetching.store_of(asked.resume)
-    stored = resuming.stored_config(store, local or resuming.run_id_of(store, asked.resume, asked.experiment))
+    store = fetching.store_of(asked.resume)
+    stored = resuming.stored_config(store, resuming.run_id_of(store, asked.resume, asked.experiment))
     return commandline.parse(TrainConfig, default=replace(stored, resume=None, strict=False, dry_run=False))
 
 

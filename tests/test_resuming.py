@@ -15,12 +15,13 @@ import commandline
 import status
 import train
 import workspace
+from config import TrainConfig, for_resume, resolved
 from live_run import LiveRun, Stopped
 from models import checkpoint as checkpoints
 from tests.conftest import SMALL, copy_of_repository, equal, history, last_checkpoint, open_store, script_runner
 from tracking.errors import TakenOver
 from tracking.journal import Journal
-from tracking.ownership import forget_superseded
+from tracking.ownership import Ownership, forget_superseded
 from tracking.recovery import recovery_point
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
@@ -156,6 +157,84 @@ def test_what_waits_from_before_a_run_went_on_elsewhere_is_sent_only_where_it_is
         ("checkpoint", "epoch-001", 4),
     ]
     assert waiting[0]["time"] == 7
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Trains as another machine would, which has the store and no run folder."""
+
+    def train_there(config):
+        with monkeypatch.context() as other:
+            other.setattr(workspace, "RUNS", tmp_path / "other" / "runs")
+            other.setattr(workspace, "PUBLISHED", tmp_path / "other" / "checkpoint.pth")
+            return train.main(config)
+
+    return train_there
+
+
+def test_a_run_that_went_on_elsewhere_is_resumed_as_it_is_now(home, small, elsewhere):
+    """Not with the options that its folder here remembers."""
+    run_id = train.main(replace(small, max_steps=4))
+    elsewhere(replace(small, resume=run_id, lr=5e-4, allow_change=("lr",), max_steps=6))
+    train.main(replace(small, resume=run_id, lr=None, max_steps=8))
+    state = last_checkpoint(run_id)
+    assert (state["config"]["lr"], state["scheduler_state_dict"]["base_lrs"]) == (5e-4, [5e-4])
+
+
+def test_a_process_that_was_cut_off_stops_once_it_hears_that_another_took_over(home, small, monkeypatch):
+    monkeypatch.setattr("tracking.ownership.TRUSTED_SECONDS", 0.0)
+    real = LiveRun.at
+
+    def at(run, **position):
+        if position["step"] == 3:
+            run.store.client.set_tag(run.info.run_id, "owner", "of another machine")
+            wait_for(lambda: not run.sender.is_alive())
+            monkeypatch.setattr("tracking.ownership.TRUSTED_SECONDS", 1e9)  # it was never silent itself
+        real(run, **position)
+
+    monkeypatch.setattr(LiveRun, "at", at)
+    with pytest.raises(TakenOver):
+        train.main(small)
+
+
+def test_a_claim_is_ours_by_any_token_of_the_folder_but_a_newer_one(home, small, monkeypatch):
+    monkeypatch.setattr("tracking.ownership.TRUSTED_SECONDS", 0.0)
+    run_id = train.main(replace(small, max_steps=1))
+    store, folder = open_store(), workspace.RunFolder(run_id).path
+    before = store.run(run_id).tags["owner"]
+    first = Ownership(folder, store, run_id)
+    assert not first.claim()
+    store.client.set_tag(run_id, "owner", before)  # the store was put back from a backup
+    first.require()
+    assert not Ownership(folder, store, run_id).claim()  # a second process, by a file system that shares no locks
+    with pytest.raises(TakenOver):
+        first.require()
+
+
+def test_a_damaged_newest_state_gives_way_to_an_older_one(home, small, capfd):
+    """last.pth and the newest checkpoint of a local store are one file on the disk."""
+    run_id = train.main(replace(small, epochs=3, max_steps=8))
+    with workspace.RunFolder(run_id).last.open("r+b") as file:
+        file.seek(5000)
+        file.write(b"damage")
+    capfd.readouterr()
+    train.main(replace(small, epochs=3, resume=run_id, max_steps=12))
+    errors = capfd.readouterr().err
+    assert "is corrupt" in errors and "An older one is tried" in errors and "from epoch-000 in MLflow" in errors
+    assert open_store().run(run_id).status == "FINISHED"
+
+
+def test_milestones_that_nobody_chose_follow_the_schedule_and_the_epochs():
+    chosen, open_ = {"schedule": "multistep", "milestones": (5, 9), "epochs": 12}, ("milestones",)
+    stored = resolved(TrainConfig(data="x", **chosen), cores=2)[0]
+    asked = replace(stored, resume="run", allow_change=("schedule",))
+    assert for_resume(stored, replace(asked, schedule="cosine"), open_).milestones is None
+    cosine = replace(stored, schedule="cosine", milestones=None)
+    assert for_resume(
+        cosine, replace(cosine, resume="run", schedule="multistep", allow_change=("schedule",))
+    ).milestones == (8, 11)
+    assert for_resume(stored, replace(asked, epochs=24), open_).milestones == (16, 22)
+    assert for_resume(stored, replace(asked, epochs=24)).milestones == (5, 9)  # somebody chose them
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +15,14 @@ import torch
 
 import fetching
 import publishing
+import status
+import train
 import workspace
 from fetching import select
 from models import record
 from models.checkpoint import save
 from publishing import move_aside, publish
+from tests.conftest import open_store
 from tracking.records import StoredCheckpoint
 from workspace import RunFolder, WorkspaceError
 
@@ -416,3 +420,17 @@ def test_a_checkpoint_is_introduced_in_one_line():
 def test_the_process_is_described_for_others():
     me = json.loads(json.dumps(workspace.whoami()))
     assert me["pid"] == os.getpid() and me["host"]
+
+
+def test_copies_of_run_folders_and_damaged_ones_stop_no_command(home, small, capfd):
+    run_id = train.main(replace(small, max_steps=1))
+    folder = workspace.RunFolder(run_id)
+    shutil.copytree(folder.path, folder.path.with_name(f"{run_id}.bak"))
+    folder.update(state="running")
+    (folder.path / "metric_names.json").write_text("")
+    (folder.path / "journal.sent").unlink()
+    (folder.path / "journal.sent").mkdir()
+    workspace.settle(open_store())
+    assert f"note: run {run_id} could not be settled" in capfd.readouterr().err
+    assert [one.run_id for one in workspace.run_folders()] == [run_id]
+    assert status.main(status.StatusConfig())["training"]["run_id"] == run_id

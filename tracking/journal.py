@@ -85,7 +85,7 @@ class Journal:
         """The confirmed offset; 0 where it is unknown, since delivering twice is harmless."""
         try:
             return max(0, int((self.folder / SENT).read_text()))
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             return 0
 
     def acknowledge(self, offset: int) -> None:

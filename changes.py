@@ -1,5 +1,6 @@
 """What is not as it was when a run was trained: options, data, code, packages, threads."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import config as options
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from data.records import DetectionData
 
 OF_ONE_START = ("resume", "from_run", "strict", "dry_run", "allow_change", "tag", "run_name")
+CHANGED = "changed_"  # changed_at_step_000120: what differed when a run was resumed there
 DISK = ("keep", "disk_budget")
 
 
@@ -57,13 +59,24 @@ def told(changed: dict[str, tuple[Any, Any]]) -> list[str]:
 
 
 def repetition(
-    facts: dict[str, Any], config: TrainConfig, data: "DetectionData", code: dict[str, Any], *, threads: int
+    facts: dict[str, Any],
+    tags: Mapping[str, str],
+    config: TrainConfig,
+    data: "DetectionData",
+    code: dict[str, Any],
+    *,
+    threads: int,
 ) -> list[str]:
     """Where a run by --from-run differs from the run it repeats; with --strict that is a WorkspaceError.
 
-    Flags may differ: that is what one repeats a run for.
+    `tags` are that run's. Flags may differ: that is what one repeats a run for.
     """
-    notes = differences(facts, data, code, threads=threads)
+    notes = [
+        f"note: it changed on its way, {key[len(CHANGED) :]}: {tags[key]}"
+        for key in sorted(tags)
+        if key.startswith(CHANGED)
+    ]
+    notes += differences(facts, data, code, threads=threads)
     if config.strict and notes:
         raise workspace.WorkspaceError("\n".join([f"--strict: run {config.from_run} cannot be repeated here", *notes]))
     before, now = facts["config"], options.to_plain(config)

@@ -134,6 +134,9 @@ class LiveRun:
                 "total_steps": info.total_steps,
                 "state": "running",
                 "started": before.get("started", time.time()),
+                "resumed": time.time(),
+                "error": None,  # what its last end said holds no longer
+                "ended": None,
             },
         )
         if self.resumed:  # after run.json, by which the run is ended if this is as far as we get

@@ -104,9 +104,8 @@ def prepare(start: Start) -> Job:
         config = replace(config, warmup_steps=defaults["warmup_steps"])
     if config.from_run and run_id is None:
         config = replace(config, from_run=resuming.run_id_of(store, config.from_run, config.experiment))
-        notes += changes.repetition(
-            resuming.stored_facts(store, config.from_run), config, data, code, threads=torch.get_num_threads()
-        )
+        before, tags = resuming.stored_facts(store, config.from_run), store.run(config.from_run).tags
+        notes += changes.repetition(before, tags, config, data, code, threads=torch.get_num_threads())
     if defaults:
         say("chosen by default: " + ", ".join(f"{name} {value}" for name, value in sorted(defaults.items())))
     optimizer, schedule = optimization(

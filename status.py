@@ -239,12 +239,14 @@ def report_text(report: dict[str, Any]) -> str:
         classes = [name for name in report["classes"] or ["unknown"] if name != record.NO_CLASS]
         lines.append(f"  classes: {', '.join(classes)}")
         if report["run_id"]:
-            known = report["run_status"] or "not known to the store"
+            known = report["run_status"] or "not known to the store, or that does not answer at once (--remote asks it)"
             lines.append(f"  run {report['run_id']}: {known} in {report['tracking_uri']}")
     lines += training_lines(report["training"])
     best = report["best"]
     if best and best["run_id"] != report["run_id"]:
-        lines.append(f"best to restore: {best['metric']} {best['value']:.4f} in {best['name']} of run {best['run_id']}")
+        lines.append(
+            f"to restore: the best of run {best['run_id']}, {best['metric']} {best['value']:.4f} in {best['name']}"
+        )
     waiting = report["unsent"]
     if waiting["operations"] and report["training"]["state"] != "running":
         lines.append(

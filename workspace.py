@@ -74,10 +74,15 @@ class RunFolder:
             return {}  # a folder without a readable run.json is no run
         return state if isinstance(state, dict) and isinstance(state.get("started", 0), int | float) else {}
 
+    def began(self) -> float:
+        """When it was started or resumed last, in seconds since 1970."""
+        state = self.state()
+        return state.get("resumed") or state.get("started", 0)
+
     def update(self, **changes: Any) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         with _updating:
-            record.write_json(self.path / "run.json", self.state() | changes | {"updated": time.time()})
+            record.write_json(self.path / "run.json", self.state() | {"updated": time.time()} | changes)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -202,10 +207,10 @@ def whoami() -> dict[str, Any]:
 
 
 def run_folders() -> list[RunFolder]:
-    """The runs trained here, newest first."""
+    """The runs trained here, the one that began or went on last first."""
     named = [path.parent.name for path in RUNS.glob("*/run.json")]
     folders = [RunFolder(name) for name in named if record.is_run_id(name)]  # others are somebody's copies
-    return sorted(folders, key=lambda folder: folder.state().get("started", 0), reverse=True)
+    return sorted(folders, key=RunFolder.began, reverse=True)
 
 
 def local_run(word: str) -> str | None:
@@ -307,7 +312,7 @@ def _end_dead(store: Any, folder: RunFolder, seconds: float) -> bool:
     except StoreError as error:  # an old run's trouble must not stop what is asked now
         say(f"note: run {folder.run_id} died and could not be marked KILLED: {error}")
         return False
-    folder.update(state="interrupted")
+    folder.update(state="interrupted", updated=folder.state().get("updated"))  # when it was last heard of
     return ended
 
 

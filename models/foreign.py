@@ -54,7 +54,7 @@ def adopt(
         raise CheckpointError(f"{path} holds no Faster R-CNN: it has no {CLASS_ROWS_KEY}, but {listed}", exit_code=4)
     rows = len(state[CLASS_ROWS_KEY])
     names = list(classes) if classes is not None else named_classes(content, rows)
-    candidates = (model,) if model else _told_by(state)
+    candidates = (model,) if model else _told_by(state, content)
     if len(candidates) != 1 or names is None:
         raise CheckpointError(f"{path}: {_wanted(candidates, names, rows)}", exit_code=2)
     if len(names) != rows - 1:
@@ -76,14 +76,18 @@ def adopt(
 
 def model_told(content: Mapping[str, Any], path: Path) -> str | None:
     """The model that a checkpoint's tensors tell; CheckpointError where they are those of two, None for any other."""
-    candidates = _told_by(without_prefixes(content["model_state_dict"]))
+    candidates = _told_by(without_prefixes(content["model_state_dict"]), content)
     if len(candidates) > 1:
         raise CheckpointError(f"{path}: {_wanted(candidates, [], 0)}", exit_code=2)
     return candidates[0] if candidates else None
 
 
-def _told_by(state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    return next((TELLING[key] for key in TELLING if key in state), ())
+def _told_by(state: Mapping[str, Tensor], content: Mapping[str, Any]) -> tuple[str, ...]:
+    """The models that have such tensors; of two, the one that torchvision's own options name."""
+    candidates = next((TELLING[key] for key in TELLING if key in state), ())
+    args = content.get("args")
+    named = args.get("model") if isinstance(args, Mapping) else None
+    return (named,) if named in candidates else candidates
 
 
 def receipt(content: Mapping[str, Any]) -> str:

@@ -238,10 +238,10 @@ def test_milestones_that_nobody_chose_follow_the_schedule_and_the_epochs():
 
 
 @pytest.mark.slow
-def test_a_stopped_process_that_is_continued_leaves_its_run_to_the_other_machine(trained, coco_folder, tmp_path):
+def test_a_stopped_process_that_is_continued_leaves_its_run_to_the_other_machine(empty_database, coco_folder, tmp_path):
     """SIGSTOP, another checkout takes over and finishes, SIGCONT."""
     first, second = (copy_of_repository(tmp_path / name) for name in ("first", "second"))
-    shutil.copy(trained.folder / "mlflow.db", first / "mlflow.db")
+    shutil.copy(empty_database, first / "mlflow.db")
     uri = f"sqlite:///{first}/mlflow.db"
     line = ("--data", str(coco_folder), *SMALL, "--epochs", "20", "--run-name", "slept", "--checkpoint-every", "1")
     line += ("--resume", "auto")

@@ -156,10 +156,11 @@ def probe(uri: str) -> None:
 def _unreachable(uri: str, reason: str) -> str:
     if not is_server(uri):
         return f"The tracking store {uri} does not open: {reason}"
-    port = urllib.parse.urlsplit(uri).port or 5000
+    told = f"No MLflow server answers at {uri}: {reason}"
+    if uri != os.environ.get("MLFLOW_TRACKING_URI"):
+        return f"{told}. Start it, with the --backend-store-uri that it had"
     return (
-        f"No MLflow server answers at {uri} (MLFLOW_TRACKING_URI): {reason}\n"
-        f"Start it: mlflow server --host 127.0.0.1 --port {port} --backend-store-uri sqlite:///mlflow.db\n"
+        f"{told}. MLFLOW_TRACKING_URI names it. Start it, with the --backend-store-uri that it had,\n"
         "or train into this repository's own store (unset MLFLOW_TRACKING_URI) and deliver later: "
         f"python status.py --sync --to {uri}"
     )

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,23 +119,64 @@ def run_script(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) ->
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Path:
     """An empty repository root of its own for runs, the store and the published checkpoint."""
-    import workspace
-
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(workspace, "ROOT", tmp_path)
-    monkeypatch.setattr(workspace, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(workspace, "PUBLISHED", tmp_path / "models" / "faster_rcnn" / "checkpoint.pth")
+    work_in(tmp_path, monkeypatch)
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     return tmp_path
+
+
+def work_in(root: Path, patch: pytest.MonkeyPatch) -> None:
+    """From here on `root` is the repository, code apart."""
+    import workspace
+
+    patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    patch.setattr(workspace, "ROOT", root)
+    patch.setattr(workspace, "RUNS", root / "runs")
+    patch.setattr(workspace, "PUBLISHED", root / "models" / "faster_rcnn" / "checkpoint.pth")
 
 
 @pytest.fixture
 def small(coco_folder: Path) -> Any:
     """The TrainConfig of two epochs of four steps."""
+    return small_config(coco_folder)
+
+
+def small_config(data: Path) -> Any:
     import commandline
     from config import TrainConfig
 
-    return commandline.parse(TrainConfig, ["--data", str(coco_folder), *SMALL, "--epochs", "2"])
+    return commandline.parse(TrainConfig, ["--data", str(data), *SMALL, "--epochs", "2"])
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, coco_folder: Path, empty_database: Path
+) -> Callable[..., "Undisturbed"]:
+    """What `small`, with changes, comes to when nothing stops it; trained once, in a home of its own."""
+    made: dict[tuple, Undisturbed] = {}
+
+    def of(**changes: Any) -> Undisturbed:
+        key = tuple(sorted(changes.items()))
+        if key not in made:
+            import train
+
+            root = tmp_path_factory.mktemp("undisturbed")
+            shutil.copy(empty_database, root / "mlflow.db")
+            with pytest.MonkeyPatch.context() as patch:
+                work_in(root, patch)
+                run_id = train.main(replace(small_config(coco_folder), **changes))
+                made[key] = Undisturbed(run_id, open_store(), last_checkpoint(run_id))
+        return made[key]
+
+    return of
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A finished run, its store and the content of its last.pth."""
+
+    run_id: str
+    store: Any
+    last: dict
 
 
 def open_store() -> Any:

@@ -37,10 +37,10 @@ def artifacts(run_id: str, folder: str) -> list[str]:
 
 
 @pytest.mark.parametrize("how", ["signal", "death"])
-def test_a_run_resumes_in_mid_epoch_on_another_machine(home, small, monkeypatch, capfd, how):
+def test_a_run_resumes_in_mid_epoch_on_another_machine(home, small, monkeypatch, undisturbed, capfd, how):
     """Without runs/: the recovery point that it left in the store is all there is beside the epochs' checkpoints."""
     config = replace(small, augmentation="standard")
-    whole = train.main(config)
+    whole = undisturbed(augmentation="standard")
     real, at_step = LiveRun.at, 6 if how == "signal" else 7
 
     def at(run, **position):
@@ -63,10 +63,10 @@ def test_a_run_resumes_in_mid_epoch_on_another_machine(home, small, monkeypatch,
     capfd.readouterr()
     assert train.main(replace(config, run_name="part", resume="auto")) == part
     assert f"resuming run {part} in epoch 1, step 6, from the recovery point in MLflow" in capfd.readouterr().err
-    first, second = last_checkpoint(whole), last_checkpoint(part)
+    first, second = whole.last, last_checkpoint(part)
     assert [key for key in STATE if not equal(first[key], second[key])] == []
     for key in ("train/loss", "train/lr", "val/AP", "epoch"):
-        assert history(store, whole, key) == history(store, part, key)
+        assert history(whole.store, whole.run_id, key) == history(store, part, key)
     assert artifacts(part, "recovery") == []  # the last checkpoint says more
     assert store.run(part).status == "FINISHED"
 
@@ -88,15 +88,15 @@ def test_a_damaged_recovery_point_gives_way_to_the_last_checkpoint(home, small, 
     assert "step 4, from epoch-000 in MLflow" in errors
 
 
-def test_a_changed_option_bends_the_run_and_is_recorded(home, small, capfd):
+def test_a_changed_option_bends_the_run_and_is_recorded(home, small, undisturbed, capfd):
     run_id = train.main(replace(small, max_steps=4))
     with pytest.raises(commandline.ConfigError, match="--allow-change lr"):
         train.main(replace(small, resume=run_id, lr=5e-4, max_steps=8))
     bending = replace(small, resume=run_id, lr=5e-4, weight_decay=0.5, max_steps=8)
     train.main(replace(bending, allow_change=("lr", "weight-decay")))
     assert "note: --max-steps 4 → 8, --lr 0.001 → 0.0005, --weight-decay 0.05 → 0.5" in capfd.readouterr().err
-    store, whole = open_store(), train.main(small)
-    bent, straight = dict(history(store, run_id, "train/lr")), dict(history(store, whole, "train/lr"))
+    store, whole = open_store(), undisturbed()
+    bent, straight = dict(history(store, run_id, "train/lr")), dict(history(whole.store, whole.run_id, "train/lr"))
     assert [bent[step] for step in (1, 4)] == [straight[step] for step in (1, 4)]
     assert [bent[step] for step in (5, 8)] == pytest.approx([straight[step] / 2 for step in (5, 8)])
     assert last_checkpoint(run_id)["optimizer_state_dict"]["param_groups"][0]["weight_decay"] == 0.5
@@ -105,9 +105,11 @@ def test_a_changed_option_bends_the_run_and_is_recorded(home, small, capfd):
     assert train.main(replace(bending, max_steps=None)) == run_id  # these are its options now
 
 
-def test_a_job_that_wakes_after_another_took_over_stops_without_writing(home, small, monkeypatch, tmp_path, capfd):
+def test_a_job_that_wakes_after_another_took_over_stops_without_writing(
+    home, small, monkeypatch, undisturbed, tmp_path
+):
     """It sleeps in its sixth step while another checkout, with the same store, resumes the run and finishes it."""
-    config, whole = replace(small, run_name="part", checkpoint_every="1"), train.main(small)
+    config, whole = replace(small, run_name="part", checkpoint_every="1"), undisturbed()
     real, seen = LiveRun.at, {}
     monkeypatch.setattr("tracking.ownership.TRUSTED_SECONDS", 0.0)
 
@@ -134,7 +136,7 @@ def test_a_job_that_wakes_after_another_took_over_stops_without_writing(home, sm
     part = store.find_run("part")
     assert store.run(part).status == "FINISHED"
     for key in ("train/loss", "val/AP", "epoch"):
-        assert history(store, whole, key) == history(store, part, key)
+        assert history(whole.store, whole.run_id, key) == history(store, part, key)
     assert [one.name for one in store.checkpoints(part)] == ["epoch-000", "epoch-001"]
     workspace.RunFolder(part).update(state="running")  # as if it had been killed in its sleep
     assert workspace.end_dead_runs(store) == []

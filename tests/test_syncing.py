@@ -146,6 +146,7 @@ def test_what_a_lost_store_does_not_give_comes_from_the_run_folder_and_the_rest_
     assert everything(laptop, copy) == was | {"start_time": now["start_time"]}
 
 
+@pytest.mark.slow
 def test_of_a_pruned_checkpoint_arrives_what_is_left(home, small, laptop, tmp_path_factory, empty_database, capfd):
     def whole(store: Store, run_id: str) -> list[tuple]:
         known = store.checkpoints(run_id, with_pruned=True)

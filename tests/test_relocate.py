@@ -14,7 +14,7 @@ import train
 import workspace
 from config import TrainConfig
 from models import record
-from tests.conftest import SMALL
+from tests.conftest import SMALL, work_in
 from tracking.moved import PLACES, home_of
 from tracking.store import StoreError, open_store
 
@@ -28,13 +28,6 @@ class Repository:
     run_id: str
 
 
-def work_in(patch: pytest.MonkeyPatch, root: Path) -> None:
-    patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    patch.setattr(workspace, "ROOT", root)
-    patch.setattr(workspace, "RUNS", root / "runs")
-    patch.setattr(workspace, "PUBLISHED", root / "models" / "faster_rcnn" / "checkpoint.pth")
-
-
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory, coco_folder, empty_database) -> Repository:
     root = tmp_path_factory.mktemp("moved") / "my repo é"
@@ -43,7 +36,7 @@ def repository(tmp_path_factory, coco_folder, empty_database) -> Repository:
     data = shutil.copytree(coco_folder, root / "data" / "shapes")
     config = commandline.parse(TrainConfig, ["--data", str(data), *SMALL, "--epochs", "1", "--run-name", "small"])
     with pytest.MonkeyPatch.context() as patch:
-        work_in(patch, root)
+        work_in(root, patch)
         run_id = train.main(config)
         store = open_store(root)
         store.register(store.checkpoints(run_id)[0], "cells", "champion")
@@ -61,7 +54,7 @@ def moved_to(repository, monkeypatch):
     def move(root: Path) -> Path:
         shutil.copytree(repository.kept, root)
         put.append(root)
-        work_in(monkeypatch, root)
+        work_in(root, monkeypatch)
         return root
 
     yield move
@@ -94,7 +87,14 @@ def test_nothing_is_moved_where_nothing_was(repository, moved_to, run_script):
     open_store(root).require_in_place()
 
 
-@pytest.mark.parametrize("to", ["{}2", "{}/sub/repo", "{}/../elsewhere/my repo é"])
+@pytest.mark.parametrize(
+    "to",
+    [
+        "{}2",
+        pytest.param("{}/sub/repo", marks=pytest.mark.slow),
+        pytest.param("{}/../elsewhere/my repo é", marks=pytest.mark.slow),
+    ],
+)
 def test_a_moved_repository_restores_at_once_and_trains_when_mended(repository, moved_to, run_script, tmp_path, to):
     root = moved_to(Path(to.format(repository.was)).resolve())
     left_here = {path for path in repository.was.rglob("*") if not path.is_relative_to(root)}

@@ -102,8 +102,7 @@ class LiveRun:
         from tracking.sender import Sender
 
         info = self.info
-        for partial in self.folder.path.glob(".*.partial"):  # of a process that died writing: the lock is ours
-            partial.unlink()
+        self.folder.sweep()
         self.tracked = TrackedRun(self.folder.path, info.run_id)
         self.stack.callback(self.tracked.close)
         self.ownership = Ownership(self.folder.path, self.store, info.run_id)

@@ -134,6 +134,11 @@ class RunFolder:
         except OSError:
             return False
 
+    def sweep(self) -> None:
+        """Remove what a process that died left half-written; for whoever holds the lock, or ends the dead."""
+        for partial in self.path.glob(".*.partial"):
+            partial.unlink(missing_ok=True)
+
     def training(self) -> str:
         """running, interrupted, failed or finished."""
         state = self.state().get("state")
@@ -293,6 +298,8 @@ def _end_stillborn(store: Any) -> list[RunFolder]:
     """End the runs whose process died before it made their folder: no lock tells of them, the heartbeat does."""
     folders = [(RunFolder(run.run_id), run) for run in store.running()]
     dead = [folder for folder, run in folders if not folder.state() and has_died(last_word(run.tags))]
+    for folder in dead:
+        folder.sweep()
     return [folder for folder in dead if store.end_dead(folder.run_id, owners_of(folder.path))]
 
 
@@ -303,6 +310,7 @@ def _end_dead(store: Any, folder: RunFolder, seconds: float) -> bool:
     from tracking.run import TrackedRun
 
     deliver_pending(store, folder, seconds)
+    folder.sweep()
     TrackedRun(folder.path, folder.run_id).close()  # which removes what it left half-queued, or sent, in its outbox
     ended = False
     try:

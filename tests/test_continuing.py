@@ -85,6 +85,7 @@ def test_our_file_goes_on_in_a_new_run_as_if_nothing_had_happened(
     assert f"({first[:8]})" in said and "note: the data differ" not in said
 
 
+@pytest.mark.slow
 def test_a_file_without_training_state_says_what_it_does_not_hold(home, small, tmp_path, capfd):
     from models.checkpoint import without_training_state
 
@@ -98,6 +99,7 @@ def test_a_file_without_training_state_says_what_it_does_not_hold(home, small, t
     assert last_checkpoint(second)["step"] == 5
 
 
+@pytest.mark.slow
 def test_flags_go_before_what_the_file_says_and_a_finished_one_needs_more_epochs(home, small, run_script, tmp_path):
     run_id = train.main(small)
     file = workspace.RunFolder(run_id).last.rename(tmp_path / "last.pth")
@@ -113,6 +115,7 @@ def test_flags_go_before_what_the_file_says_and_a_finished_one_needs_more_epochs
     assert process.returncode == 0 and last_checkpoint(process.stdout.strip())["epoch"] == 3, process.stderr
 
 
+@pytest.mark.slow
 def test_a_file_comes_before_a_run_of_its_name_and_other_classes_are_refused(home, small, run_script, monkeypatch):
     run_id = train.main(replace(small, run_name="small", max_steps=2))
     monkeypatch.chdir(home)
@@ -197,6 +200,7 @@ def test_an_optimizers_state_that_does_not_fit_is_left_out_and_said(reference, n
     assert told in "\n".join(notes) and not optimizer.state_dict()["state"]
 
 
+@pytest.mark.slow
 def test_a_plain_file_is_trained_on(home, reference, names, run_script, coco_folder, tmp_path):
     content = load(reference[0])
     file = tmp_path / "plain.pth"

@@ -78,6 +78,7 @@ def test_what_is_wanted_is_said_in_one_message(refused, state, bare, names, tmp_
     assert "a RUN knows both" in refused(2, *script, "--run", "some", "--classes", names)
 
 
+@pytest.mark.slow
 def test_weights_of_a_file_from_elsewhere_bring_model_and_classes(
     home, refused, state, bare, names, run_script, coco_folder
 ):
@@ -93,11 +94,25 @@ def test_weights_of_a_file_from_elsewhere_bring_model_and_classes(
     assert "2 classes are named for it" in refused(2, *asked, "--model", MOBILE_320, "--classes", names)
 
 
+@pytest.mark.slow
 def test_the_model_that_tensors_tell_is_trained_on(home, run_script, coco_folder, tmp_path):
     file = tmp_path / "resnet.pth"
     model = detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
     torch.save({"model": model.state_dict()}, file)
-    asked = ("--data", coco_folder, *TINY, "--weights", file, "--batch-size", "1", "--roi-samples", "8", "--dry-run")
+    asked = (
+        "--data",
+        coco_folder,
+        *TINY,
+        "--weights",
+        file,
+        "--batch-size",
+        "1",
+        "--roi-samples",
+        "8",
+        "--dry-run",
+        "--epochs",
+        "1",
+    )
     process = run_script("train.py", *asked, "--proposals", "20", "--classes", "coco")
     assert process.returncode == 0, process.stderr
     assert "fasterrcnn_resnet50_fpn, " in process.stdout

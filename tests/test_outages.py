@@ -45,6 +45,7 @@ def test_a_server_that_never_answers_is_named_with_the_way_round_it(home, silent
     assert not list(home.glob("runs/*/run.json"))
 
 
+@pytest.mark.slow
 def test_what_a_silent_server_does_not_take_holds_nobody_up(home, silent):
     store = Store(silent, home, import_mlflow().MlflowClient(silent))
     assert not store.answers()

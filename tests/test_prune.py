@@ -90,6 +90,7 @@ def test_a_training_frees_what_it_does_not_keep(home, small, falling, capfd):
     assert (names(run_id), names(run_id, with_pruned=True), files(home)) == (kept, every, kept)
 
 
+@pytest.mark.slow
 def test_the_best_by_another_metric_gives_way_to_the_best_that_is_left(home, small, falling, capfd):
     run_id = train.main(replace(small, epochs=3, keep="best"))
     store = open_store()
@@ -107,6 +108,7 @@ def test_the_best_by_another_metric_gives_way_to_the_best_that_is_left(home, sma
     assert train.main(replace(small, epochs=3, resume=run_id)) == run_id  # it is finished, which needs no file
 
 
+@pytest.mark.slow
 def test_another_keep_on_resuming_holds_at_once_on_another_machine_too(home, small, falling):
     run_id = train.main(replace(small, epochs=4, max_steps=12))
     assert files(home) == ["epoch-000", "epoch-001", "epoch-002"]
@@ -129,6 +131,7 @@ def test_a_registered_checkpoint_stays(home, small, falling):
     assert fetching.choose(store, uri, "best", "val/AP").name == "epoch-001"
 
 
+@pytest.mark.slow
 def test_the_best_stays_whatever_a_stale_process_thinks(home, small, falling):
     """It may not have heard of the best that the run reached elsewhere: on arrival the scores decide."""
     run_id = train.main(replace(small, epochs=3))
@@ -139,6 +142,7 @@ def test_the_best_stays_whatever_a_stale_process_thinks(home, small, falling):
     assert names(run_id) == files(home) == ["epoch-000", "epoch-002"]
 
 
+@pytest.mark.slow
 def test_what_waits_for_the_store_loses_its_file_at_once(home, small, falling, monkeypatch):
     """An outage does not fill the disk with what would be deleted on arrival; the metrics arrive all the same."""
     monkeypatch.setattr("tracking.sender.Courier.deliver_next", lambda courier: 0)
@@ -203,6 +207,7 @@ def test_a_run_that_trains_is_left_alone(home, small):
         prune(PruneConfig(runs=("one",), keep="best", yes=True))
 
 
+@pytest.mark.slow
 def test_the_last_of_a_run_that_has_not_finished_stays(home, small, falling, monkeypatch):
     monkeypatch.setattr(
         "train.is_done", lambda job: (_ for _ in ()).throw(KeyboardInterrupt) if job.position.step == 8 else False
@@ -213,6 +218,7 @@ def test_the_last_of_a_run_that_has_not_finished_stays(home, small, falling, mon
     assert report["runs"][0]["keeps"] == {"epoch-000": "best", "epoch-001": "last"}
 
 
+@pytest.mark.slow
 def test_what_the_store_does_not_let_go_of_stays_whole_and_is_told(home, small, falling, run_script, monkeypatch):
     run_id = train.main(replace(small, epochs=3))
     elsewhere = home.parent / f"{home.name}-copy"
@@ -259,6 +265,7 @@ def test_a_training_that_will_not_fit_is_refused_before_it_begins(home, small):
         train.main(replace(small, disk_budget="50MB"))
 
 
+@pytest.mark.slow
 def test_a_training_that_passes_its_budget_stops_resumable(home, small, falling, monkeypatch, capfd):
     monkeypatch.setattr("disk.Forecast.over", lambda *_: None)  # something else took the space
     with pytest.raises(WorkspaceError, match="would pass --disk-budget 100 MB") as caught:

@@ -150,6 +150,7 @@ def test_a_copy_leaves_its_original_alone(repository, moved_to, run_script, tmp_
     assert files(repository.was) == before
 
 
+@pytest.mark.slow
 def test_a_copy_without_the_artifacts_is_noticed_too_and_says_what_is_missing(
     repository, moved_to, run_script, tmp_path
 ):
@@ -164,6 +165,7 @@ def test_a_copy_without_the_artifacts_is_noticed_too_and_says_what_is_missing(
     assert run_script("restore.py", "small", "--output", tmp_path / "x.pth").returncode == 3
 
 
+@pytest.mark.slow
 def test_it_waits_for_no_training_and_mends_no_server(repository, moved_to, run_script, tmp_path, monkeypatch):
     root = moved_to(tmp_path / "moved")
     before = places(root / "mlflow.db")
@@ -176,6 +178,7 @@ def test_it_waits_for_no_training_and_mends_no_server(repository, moved_to, run_
     assert process.returncode == 2 and "no sqlite file" in process.stderr
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_the_database_as_it_was_and_the_next_time_mends_the_rest(
     repository, moved_to, run_script, tmp_path, monkeypatch
 ):
@@ -196,6 +199,7 @@ def test_a_failure_leaves_the_database_as_it_was_and_the_next_time_mends_the_res
     assert workspace.RunFolder(repository.run_id).state()["tracking_uri"] == f"sqlite:///{root}/mlflow.db"
 
 
+@pytest.mark.slow
 def test_a_writer_that_does_not_end_is_waited_for_and_named(repository, moved_to, run_script, tmp_path, monkeypatch):
     root = moved_to(tmp_path / "moved")
     monkeypatch.setattr("tracking.moved.STORE_LOCK_SECONDS", 0.1)

@@ -71,6 +71,7 @@ def test_a_run_resumes_in_mid_epoch_on_another_machine(home, small, monkeypatch,
     assert store.run(part).status == "FINISHED"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["gone", "another hash"])
 def test_a_damaged_recovery_point_gives_way_to_the_last_checkpoint(home, small, capfd, how):
     run_id = train.main(replace(small, max_steps=4))
@@ -174,6 +175,7 @@ def elsewhere(tmp_path, monkeypatch):
     return train_there
 
 
+@pytest.mark.slow
 def test_a_run_that_went_on_elsewhere_is_resumed_as_it_is_now(home, small, elsewhere):
     """Not with the options that its folder here remembers."""
     run_id = train.main(replace(small, max_steps=4))
@@ -183,6 +185,7 @@ def test_a_run_that_went_on_elsewhere_is_resumed_as_it_is_now(home, small, elsew
     assert (state["config"]["lr"], state["scheduler_state_dict"]["base_lrs"]) == (5e-4, [5e-4])
 
 
+@pytest.mark.slow
 def test_a_process_that_was_cut_off_stops_once_it_hears_that_another_took_over(home, small, monkeypatch):
     monkeypatch.setattr("tracking.ownership.TRUSTED_SECONDS", 0.0)
     real = LiveRun.at
@@ -289,6 +292,7 @@ def wait_for(holds, seconds=120.0):
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_another_cpu_is_said_and_recorded(home, small, monkeypatch, capfd):
     run_id = train.main(replace(small, max_steps=2))
     monkeypatch.setattr("tracking.environment.cpu_model", lambda: "Another CPU")

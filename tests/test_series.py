@@ -40,7 +40,8 @@ def test_resume_auto_starts_a_run_continues_it_and_is_done(home, small, capfd):
     assert open_store().run(run_id).tags["group"] == "lr1"
 
 
-def test_resume_auto_looks_in_its_own_experiment_and_passes_over_what_saved_nothing(home, small):
+def test_resume_auto_looks_in_its_own_experiment_and_passes_over_what_saved_nothing(home, small, monkeypatch):
+    monkeypatch.setattr("resuming.WATCH_SECONDS", 1.0)
     line = replace(small, run_name="a", resume="auto", max_steps=1)
     first = train.main(line)
     assert train.main(replace(line, experiment="other")) != first

@@ -87,6 +87,7 @@ def test_a_whole_run_arrives_once_and_is_completed_when_it_went_on(home, small, 
     assert len(laptop.checkpoints(copy)) == 2 and laptop.run(copy).tags["resumed"] == "1"
 
 
+@pytest.mark.slow
 def test_the_copy_is_restored_evaluated_repeated_and_resumed_by_either_id(
     home, small, laptop, monkeypatch, undisturbed, capfd
 ):
@@ -116,6 +117,7 @@ def test_the_copy_is_restored_evaluated_repeated_and_resumed_by_either_id(
     assert not laptop.knows(run_id) and laptop.run(copy).status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_what_a_lost_store_does_not_give_comes_from_the_run_folder_and_the_rest_is_named(home, small, laptop, capfd):
     run_id = train.main(replace(small, run_name="a", tag=("who=me",)))
     source = open_store()
@@ -179,6 +181,7 @@ def test_of_a_pruned_checkpoint_arrives_what_is_left(home, small, laptop, tmp_pa
     assert f"checkpoint {pruned[0][0]}" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["is there", "is lost"])
 def test_a_run_stopped_in_mid_epoch_goes_on_from_its_copys_recovery_point(
     home, small, laptop, monkeypatch, undisturbed, store
@@ -210,6 +213,7 @@ def test_a_run_stopped_in_mid_epoch_goes_on_from_its_copys_recovery_point(
     assert [step for step, _ in history(laptop, copy, "train/loss")] == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_of_pruned_checkpoints_the_scores_arrive_and_a_recovery_point_goes_when_it_goes(home, small, laptop):
     run_id = train.main(replace(small, keep="last", max_steps=6, checkpoint_every="5"))
     syncing.copy_to(laptop.uri, run_id)
@@ -239,6 +243,7 @@ def test_a_dead_run_of_a_lost_store_is_not_running_for_ever(home, small, laptop)
     assert copy.status == "KILLED" and copy.end_time == int(1000 * folder.state()["updated"])
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_holds_nothing_up(home, small, laptop, capfd):
     run_id = train.main(small)
     source = open_store()
@@ -256,6 +261,7 @@ def test_a_damaged_checkpoint_is_named_and_holds_nothing_up(home, small, laptop,
     assert laptop.run(copy).status == "FINISHED" and "figures/ap.png" in files(laptop, copy)
 
 
+@pytest.mark.slow
 def test_a_copy_that_was_deleted_stays_so_and_one_that_is_as_it_was_does_not_come_back(
     home, small, laptop, monkeypatch, capfd
 ):

@@ -428,7 +428,7 @@ def test_pages_to_look_at(store, started):
 
 def test_a_store_that_does_not_open_says_how_to_go_on(tmp_path, monkeypatch):
     start = time.monotonic()
-    with pytest.raises(StoreError, match="unset MLFLOW_TRACKING_URI"):
+    with pytest.raises(StoreError, match="Start it, with the --backend-store-uri that it had"):
         open_store(tmp_path, "http://127.0.0.1:1")
     assert time.monotonic() - start < 5
     with pytest.raises(StoreError, match="mkdir"):

@@ -77,7 +77,14 @@ def says(home, run_script):
     return run
 
 
-@pytest.mark.parametrize("form", FORMS)
+FAST = {"zip", "legacy", "flipped", "folder", "pipe"}  # the other forms and states are of the slow tests
+
+
+def some_slow(cases):
+    return [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize("form", some_slow(FORMS))
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_code_in_a_file_is_refused_by_every_command_and_does_not_run(says, tmp_path, coco_folder, form):
     mark = tmp_path / "it-ran"
@@ -302,7 +309,7 @@ STATES = {
 }
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("state", some_slow(STATES))
 def test_each_state_is_told_by_every_command_at_once(says, good, tmp_path, coco_folder, state):
     path, (code, word) = tmp_path / "checkpoint.pth", STATES[state]
     prepared(path, state, good)

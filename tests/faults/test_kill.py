@@ -19,7 +19,7 @@ from tests.faults import trial
 from tests.faults.conftest import FLAVOURS, Reference
 from tests.faults.outcome import differences, outcome
 
-SHORT = 1  # trials of the default suite; the slow one has one of each flavour, the long one FAULTS kills and more
+SHORT = 0  # trials of the default suite; the slow one has one of each flavour, the long one FAULTS kills and more
 TRIALS = int(os.environ.get("FAULTS") or 2 * len(FLAVOURS)) * 6 // 10  # one trial kills some two times
 
 

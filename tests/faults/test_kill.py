@@ -19,14 +19,13 @@ from tests.faults import trial
 from tests.faults.conftest import FLAVOURS, Reference
 from tests.faults.outcome import differences, outcome
 
-SHORT = 0  # trials of the default suite; the slow one has one of each flavour, the long one FAULTS kills and more
+# One trial of each flavour, or as many as have FAULTS kills and more.
 TRIALS = int(os.environ.get("FAULTS") or 2 * len(FLAVOURS)) * 6 // 10  # one trial kills some two times
 
 
 def trials() -> list:
     flavours = list(FLAVOURS)
-    marks = {True: (), False: pytest.mark.slow}
-    return [pytest.param(seed, flavours[seed % len(flavours)], marks=marks[seed < SHORT]) for seed in range(TRIALS)]
+    return [(seed, flavours[seed % len(flavours)]) for seed in range(TRIALS)]
 
 
 # Where kills once had consequences; the store and the folder of a run are not made at one instant, for example.
@@ -47,6 +46,7 @@ def test_a_kill_where_it_once_was_fatal(flavour, instant, home, line, reference)
     require_it_goes_on(home, line(flavour), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "flavour"), trials())
 def test_a_killed_training_ends_as_if_it_never_had_been(seed, flavour, home, line, reference, tally):
     dice, whole = random.Random(seed), reference(flavour)

@@ -58,6 +58,7 @@ def weaker(model):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [f"{LOSS}/timm/test_resnet", BACKBONE])
 def test_both_recipes_train_restore_resume_infer_and_evaluate(home, small, coco_folder, model):
     config = replace(small, model=model)

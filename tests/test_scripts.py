@@ -210,7 +210,8 @@ def test_bad_input_is_one_message_and_the_right_code(case, trained, run_here, co
     assert (sorted(trained.folder.glob("runs/*")), runs_in(trained)) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_is_stopped_or_killed_says_so_and_resumes(number, tmp_path, coco_folder, empty_database):
     folder = copy_of_repository(tmp_path / "repository")
     shutil.copy(empty_database, folder / "mlflow.db")

@@ -65,7 +65,7 @@ def test_a_server_that_dies_costs_nothing(server, tmp_path, capfd):
     sender.stop()
     assert peek.peek_run(server.uri, run_id) is None
     assert "Unavailable" not in sync(run.folder, store)["trouble"]
-    with pytest.raises(StoreError, match="mlflow server"):
+    with pytest.raises(StoreError, match="Start it, with the --backend-store-uri that it had"):
         open_store(tmp_path, server.uri)
 
     server.start()

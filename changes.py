@@ -12,8 +12,13 @@ if TYPE_CHECKING:
     from data.records import DetectionData
 
 OF_ONE_START = ("resume", "from_run", "strict", "dry_run", "allow_change", "tag", "run_name")
-CHANGED = "changed_"  # changed_at_step_000120: what differed when a run was resumed there
+CHANGED = "changed_"
 DISK = ("keep", "disk_budget")
+
+
+def changed_tag(step: int) -> str:
+    """The tag that says what differed when the run was resumed at that step: changed_at_step_000120."""
+    return f"{CHANGED}at_step_{step:06d}"
 
 
 def differences(saved: dict[str, Any], data: "DetectionData", code: dict[str, Any], *, threads: int) -> list[str]:

@@ -19,6 +19,7 @@ from saving import Saver
 from tracking.errors import TakenOver
 from tracking.journal import REFUSED, now_ms
 from tracking.ownership import Ownership, forget_superseded
+from tracking.pulse import whoami
 from tracking.records import PROGRESS, last_word
 from workspace import RunFolder
 
@@ -128,7 +129,7 @@ class LiveRun:
             seconds_before=before.get("seconds", 0.0),
         )
         self.folder.update(
-            **info.in_checkpoint() | workspace.whoami() | self.position | self.times(),
+            **info.in_checkpoint() | whoami() | self.position | self.times(),
             **{
                 "total_steps": info.total_steps,
                 "state": "running",

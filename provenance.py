@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 import metrics
+from changes import changed_tag
 from live_run import LiveRun
 from models.registry import recipes_of
 from prepare import Job
@@ -31,7 +32,7 @@ def log_beginning(run: LiveRun, job: Job) -> None:
         log_code(tracked, job, f"code/resumed-at-step-{step:06d}")
         if job.notes:  # parameters stay as they were logged; a tag can be a column too
             notes = "; ".join(note.removeprefix("note: ") for note in job.notes)
-            tracked.tags({f"changed_at_step_{step:06d}": notes[:LONGEST_TAG]})
+            tracked.tags({changed_tag(step): notes[:LONGEST_TAG]})
         if job.changed:
             log_configuration(tracked, job)
         return

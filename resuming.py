@@ -111,8 +111,11 @@ def local_state(store: Store, run_id: str) -> dict[str, Any]:
     """What the run's folder says of it; nothing where there is none, or the run went on elsewhere since."""
     folder = workspace.RunFolder(run_id)
     state = folder.state()
-    is_known = bool(state) and store.knows(run_id)
-    return {} if is_known and not is_ours(store.run(run_id).tags, owners_of(folder.path)) else state
+    try:
+        tags = store.run(run_id).tags if state else {}
+    except RunUnknown:
+        return state
+    return state if is_ours(tags, owners_of(folder.path)) else {}
 
 
 @dataclass(kw_only=True)

@@ -62,8 +62,14 @@ def train(config: TrainConfig) -> str:
     recovery = RecoveryClock(config.checkpoint_every)
 
     begins_at = {"epoch": position.epoch, "step": position.step, "best": position.best}
-    life = {"resumed": job.resumed, "position": begins_at, "optimizer": job.optimizer}
-    live = LiveRun(job.store, job.info, **life, checkpoint_bytes=job.forecast.checkpoint_bytes)
+    live = LiveRun(
+        job.store,
+        job.info,
+        resumed=job.resumed,
+        position=begins_at,
+        optimizer=job.optimizer,
+        checkpoint_bytes=job.forecast.checkpoint_bytes,
+    )
     with stop_on_signals() as stop, live as run, named_loss(run, job):
         log_beginning(run, job)
         say_where(job, run.pages)

@@ -8,9 +8,9 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import shlex
 import shutil
-import socket
 import struct
 import threading
 import time
@@ -127,7 +127,7 @@ class RunFolder:
     def is_suspended(self) -> bool:
         """Whether its process is stopped, as by Ctrl-Z or a cluster: it holds the run all the same."""
         state = self.state()
-        if state.get("host") != socket.gethostname() or not self.is_alive():
+        if state.get("host") != platform.node() or not self.is_alive():
             return False
         try:
             return "State:\tT" in Path(f"/proc/{state.get('pid')}/status").read_text()
@@ -199,16 +199,6 @@ def copying() -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def whoami() -> dict[str, Any]:
-    """Where this process runs: written into run.json and the heartbeat."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "boot": boot.read_text().strip() if boot.exists() else None,
-    }
 
 
 def run_folders() -> list[RunFolder]:

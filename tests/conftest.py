@@ -24,6 +24,12 @@ SMALL = (
     *("--warmup-steps", "2", "--workers", "0", "--device", "cpu"),
 )
 
+# Of a checkpoint, what a resumed run must have as an uninterrupted one has it.
+STATE = (
+    *("model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "scaler_state_dict"),
+    *("epoch", "step", "batches_done", "metrics", "best"),
+)
+
 REAL_DATA = os.environ.get("REAL_DATA")
 needs_real_data = pytest.mark.skipif(not REAL_DATA, reason="REAL_DATA names no folder with bccd/ and facemask/")
 
@@ -112,6 +118,19 @@ def run_script(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) ->
             runpy.run_path(str(ROOT / name), run_name="__main__")
         out, errors = capfd.readouterr()
         return subprocess.CompletedProcess(sys.argv, end.value.code or 0, out, errors)
+
+    return run
+
+
+@pytest.fixture
+def refused(home, run_script):
+    """Runs a script that must fail with the code and one message, and say nothing on stdout; returns the message."""
+
+    def run(code: int, *arguments: object) -> str:
+        process = run_script(*arguments)
+        assert (process.returncode, process.stdout) == (code, ""), process.stderr
+        assert "Traceback" not in process.stderr and "internal error" not in process.stderr
+        return process.stderr
 
     return run
 

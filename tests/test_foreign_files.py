@@ -34,17 +34,6 @@ def bare(state, tmp_path):
     return file
 
 
-@pytest.fixture
-def refused(home, run_script):
-    def run(code: int, *arguments: object) -> str:
-        process = run_script(*arguments)
-        assert (process.returncode, process.stdout) == (code, ""), process.stderr
-        assert "Traceback" not in process.stderr and "internal error" not in process.stderr
-        return process.stderr
-
-    return run
-
-
 @pytest.mark.parametrize("legacy", [False, True])
 def test_evaluate_and_infer_take_the_file_as_it_is(home, state, bare, names, run_script, coco_folder, legacy):
     if legacy:

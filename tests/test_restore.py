@@ -37,19 +37,6 @@ def restore(home, run_script):
     return run
 
 
-@pytest.fixture
-def refused(home, run_script):
-    """Runs a script that must fail with the code and one message, and say nothing on stdout; returns the message."""
-
-    def run(code: int, *arguments: object) -> str:
-        process = run_script(*arguments)
-        assert (process.returncode, process.stdout) == (code, ""), process.stderr
-        assert "Traceback" not in process.stderr and "internal error" not in process.stderr
-        return process.stderr
-
-    return run
-
-
 def status(run_script, *arguments: object) -> dict:
     return json.loads(run_script("status.py", "--json", *arguments).stdout)
 

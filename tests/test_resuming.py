@@ -18,18 +18,13 @@ import workspace
 from config import TrainConfig, for_resume, resolved
 from live_run import LiveRun, Stopped
 from models import checkpoint as checkpoints
-from tests.conftest import SMALL, copy_of_repository, equal, history, last_checkpoint, open_store, script_runner
+from tests.conftest import SMALL, STATE, copy_of_repository, equal, history, last_checkpoint, open_store, script_runner
 from tracking.errors import TakenOver
 from tracking.journal import Journal
 from tracking.ownership import Ownership, forget_superseded
 from tracking.recovery import recovery_point
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
-
-STATE = (
-    *("model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "scaler_state_dict"),
-    *("epoch", "step", "batches_done", "metrics", "best"),
-)
 
 
 def artifacts(run_id: str, folder: str) -> list[str]:

@@ -18,7 +18,7 @@ import workspace
 from evaluate import EvaluateConfig
 from models.checkpoint import load
 from resuming import resumable_checkpoint
-from tests.conftest import equal, history, last_checkpoint, open_store
+from tests.conftest import STATE, equal, history, last_checkpoint, open_store
 from tracking.errors import StoreError
 from tracking.run import TrackedRun
 from workspace import WorkspaceError
@@ -26,12 +26,6 @@ from workspace import WorkspaceError
 pytestmark = pytest.mark.filterwarnings(
     # The fork of a process with threads is DataLoader's own way on Linux.
     "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning",
-)
-
-
-STATE = (
-    *("model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "scaler_state_dict"),
-    *("epoch", "step", "batches_done", "metrics", "best"),
 )
 
 

@@ -23,6 +23,7 @@ from models import record
 from models.checkpoint import save
 from publishing import move_aside, publish
 from tests.conftest import open_store
+from tracking.pulse import whoami
 from tracking.records import StoredCheckpoint
 from workspace import RunFolder, WorkspaceError
 
@@ -31,10 +32,11 @@ HOLDER = """
 import sys, time, pathlib
 sys.path.insert(0, sys.argv[1])
 import workspace
+from tracking import pulse
 workspace.RUNS = pathlib.Path(sys.argv[2])
 folder = workspace.RunFolder(sys.argv[3])
 with folder.locked():
-    folder.update(**workspace.whoami(), state="running")
+    folder.update(**pulse.whoami(), state="running")
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -418,7 +420,7 @@ def test_a_checkpoint_is_introduced_in_one_line():
 
 
 def test_the_process_is_described_for_others():
-    me = json.loads(json.dumps(workspace.whoami()))
+    me = json.loads(json.dumps(whoami()))
     assert me["pid"] == os.getpid() and me["host"]
 
 

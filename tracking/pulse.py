@@ -22,9 +22,13 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def heartbeat_text(progress: dict) -> str:
-    """The heartbeat tag: time in ms, process, host and boot (a process number means nothing after a reboot)."""
-    process = {"pid": os.getpid(), "host": platform.node(), "boot": _boot()}
-    return json.dumps({**process, **progress, "time": now_ms()})
+    """The heartbeat tag: time in ms, and whoami."""
+    return json.dumps({**whoami(), **progress, "time": now_ms()})
+
+
+def whoami() -> dict:
+    """Process, host and boot: a process number means nothing after a reboot. Of run.json and the heartbeat."""
+    return {"pid": os.getpid(), "host": platform.node(), "boot": _boot()}
 
 
 def _boot() -> str | None:

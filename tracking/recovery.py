@@ -26,7 +26,7 @@ def recovery_point(tags: dict[str, str]) -> dict:
 
 def download_recovery(store, run_id: str, to: Path) -> Path:
     """The recovery point's file in the folder `to`; DamagedArtifact where the store has lost it."""
-    path = store.fetch_artifact(run_id, f"{FOLDER}/{FILE}", to)
+    path = store.fetch_artifact(run_id, PLACE, to)
     if path is None:
-        raise DamagedArtifact(f"The recovery point of run {run_id} is gone from the store: {FOLDER}/{FILE}")
+        raise DamagedArtifact(f"The recovery point of run {run_id} is gone from the store: {PLACE}")
     return path

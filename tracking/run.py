@@ -112,7 +112,7 @@ class TrackedRun:
         self.tags(recovery.recovery_tag(step, sha256))
 
     def drop_recovery_point(self) -> None:
-        self.journal.append({"op": "remove", "artifact_path": f"{recovery.FOLDER}/{recovery.FILE}"})
+        self.journal.append({"op": "remove", "artifact_path": recovery.PLACE})
 
     def image(self, path: Path, key: str, step: int) -> None:
         """Queues a picture for the UI's image grid, under `key` at `step`."""

@@ -17,7 +17,7 @@ import workspace
 from commandline import ConfigError
 from config import TrainConfig
 from data.generated import generated_data, write_coco
-from tests.conftest import SMALL, equal, last_checkpoint, open_store
+from tests.conftest import SMALL, copy_of_repository, equal, last_checkpoint, open_store
 from tracking.records import last_word
 from workspace import WorkspaceError
 
@@ -258,11 +258,12 @@ def test_a_dry_run_of_a_stopped_run_leaves_it_as_it_was(home, small):
 
 
 @pytest.mark.slow  # four processes import torch and mlflow at once
-def test_trainings_at_once_in_one_checkout_all_run(trained):
+def test_trainings_at_once_in_one_checkout_all_run(tmp_path):
     import subprocess
     import sys
 
-    line = [sys.executable, str(trained.folder / "train.py"), "--data", "generated", *SMALL, "--max-steps", "3"]
+    folder = copy_of_repository(tmp_path / "repository")
+    line = [sys.executable, str(folder / "train.py"), "--data", "generated", *SMALL, "--max-steps", "3"]
     line += ["--resume", "auto", "--run-name"]
     started = [
         subprocess.Popen([*line, f"at-once-{name}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for name in "0120"
@@ -274,7 +275,7 @@ def test_trainings_at_once_in_one_checkout_all_run(trained):
     assert "'at-once-0'" in refused.decode() and "is training now" in refused.decode()
     from tracking.store import open_store as open_any
 
-    store = open_any(trained.folder, f"sqlite:///{trained.folder}/mlflow.db")
+    store = open_any(folder, f"sqlite:///{folder}/mlflow.db")
     for out, _ in finished:
         run_id = out.decode().strip()
         assert store.run(run_id).status == "FINISHED"

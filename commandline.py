@@ -26,6 +26,7 @@ Text = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=""
 Int = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 Float = Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+Place = Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
 Ints = Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N …", help_behavior_hint="")]
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME …", help_behavior_hint="")]
 Run = Annotated[str | None, tyro.conf.arg(metavar="[RUN]", help_behavior_hint="")]

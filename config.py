@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from commandline import Classes, ConfigError, File, Float, Int, Ints, Names, Open, Repeated, Size, Text
+from data_options import DataOptions
 from retention import KEEP_ALL, parse_keep
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(DataOptions):
     """Train a Faster R-CNN; MLflow keeps its parameters, metrics and every checkpoint. Prints the run ID.
 
     Defaults in brackets are for your data; for the generated set they are those of recipes/generated.sh.

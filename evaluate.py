@@ -10,13 +10,14 @@ import commandline
 import fetching
 import workspace
 from config import TrainConfig
+from data_options import DataOptions
 from models import record
 from progress import Progress, say
 from tracking.errors import StoreError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(DataOptions):
     """Score a checkpoint: by default models/faster_rcnn on the validation split it was trained with."""
 
     run: commandline.Text = None
@@ -112,7 +113,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     where = config.data or workspace.data_of(checkpoint)
     if where is None:
         raise commandline.ConfigError("This checkpoint does not say what it was trained on: give --data PATH")
-    data = open_data(where).with_classes_in_order(checkpoint["classes"])
+    data = open_data(where, data_options(config, checkpoint, where)).with_classes_in_order(checkpoint["classes"])
     say("\n".join(data.describe()))
     records = data.records(config.split)
     fetching.require_same_classes(checkpoint, data.classes)
@@ -191,6 +192,13 @@ def loader_workers(asked: int | None, where: str) -> int:
     if asked is not None:
         return asked
     return 0 if where == "generated" else min(4, os.cpu_count() or 1)
+
+
+def data_options(config: EvaluateConfig, checkpoint: dict[str, Any], where: str) -> DataOptions:
+    """How the data are read: as in training where they are the run's own and nothing else is asked for."""
+    asked = DataOptions.of(vars(config))
+    own = where == workspace.data_of(checkpoint)
+    return DataOptions.of(checkpoint["config"]) if own and asked == DataOptions() else asked.with_absolute_paths()
 
 
 def say_if_changed(checkpoint: dict[str, Any], data: Any, config: EvaluateConfig) -> None:

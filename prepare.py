@@ -88,7 +88,7 @@ def prepare(start: Start) -> Job:
     device = engine.choose_device(config.device)
     transform = build_transform(config.augmentation)
     build_architecture(config, num_classes=2)  # a wrong word is told before the data are read
-    data = open_data(config.data)
+    data = open_data(config.data, config)
     say("\n".join([*data.describe(), *named(data.defects)]))
     require_same_data(start, data)
     require_metric(config.best_metric, data)

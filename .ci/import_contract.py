@@ -21,6 +21,7 @@ LAYERS = (
     ("publishing", "description", "series", "fetching", "syncing", "disk"),
     ("workspace",),
     ("config", "engine", "metrics", "figures", "formats", "tracking", "models", "data"),
+    ("data_options",),
     ("commandline", "progress", "pace", "retention"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

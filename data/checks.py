@@ -1,66 +1,53 @@
 """From what a reader found to records: every file, size and box is checked here, once, and every defect is named."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data.images import displayed_sizes
-from data.records import DataError, Defect, Record
+from data.found import FoundImage
+from data.records import REFUSED, Defect, Record
+from data.scan import ImageScan
+from data_options import DataOptions
 
 SMALLEST_SIDE = 0.01  # px; below that a box loses its size when coordinates become float32
 CLIP_TOLERANCE = 0.01  # px over the edge that are rounding, not a defect
 
 
-@dataclass(frozen=True, kw_only=True)
-class FoundObject:
-    what: str  # for messages: "annotation 17 (RBC)"
-    class_name: str
-    box: tuple[float, ...] | None  # xyxy in absolute pixels as annotated; None: not four numbers
-    iscrowd: int = 0
-    area: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoundImage:
-    name: str
-    path: Path | None  # None: there is no such file
-    declared_size: tuple[int, int] | None  # width, height as annotated
-    objects: list[FoundObject]
-
-
 def checked_records(
-    split: str, images: Sequence[FoundImage], classes: Sequence[str], *, looked_in: Path | str
+    split: str,
+    images: Sequence[FoundImage],
+    classes: Sequence[str],
+    scans: Mapping[Path, ImageScan],
+    options: DataOptions,
 ) -> tuple[list[Record], list[Defect]]:
-    """(records in order of name, defects) of one split's `images`."""
-    images = sorted(images, key=lambda image: image.name)
-    _refuse_missing(split, images, looked_in)
+    """(records in order of name, defects) of one split's `images`; those that cannot be read have no record."""
     labels = {name: label for label, name in enumerate(classes, start=1)}
-    sizes = displayed_sizes([image.path for image in images])
     records, defects = [], []
-    for image_id, (image, size) in enumerate(zip(images, sizes, strict=True), start=1):
-        record, found = _checked_record(split, image_id, image, size, labels)
+    for image in sorted(images, key=lambda image: image.name):
+        scan = None if image.path is None else scans[image.path]
+        if scan is None or scan.error is not None:
+            defects.append(_unreadable(split, image, scan))
+            continue
+        record, found = _checked_record(split, len(records) + 1, image, scan, labels)
         records.append(record)
         defects += found
     return records, defects
 
 
-def _refuse_missing(split: str, images: Sequence[FoundImage], looked_in: Path | str) -> None:
-    missing = [image.name for image in images if image.path is None]
-    if missing:
-        shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-        raise DataError(
-            f"{len(missing)} of the {len(images)} images of {split!r} are missing: {shown}. "
-            f"Looked in {looked_in}. Put them there, or take them out of the annotations."
-        )
+def _unreadable(split: str, image: FoundImage, scan: ImageScan | None) -> Defect:
+    if scan is None:
+        kind, detail = "image-missing", "there is no such file" + (image.looked_in and f" in {image.looked_in}")
+    else:
+        kind, detail = "image-unreadable", scan.error
+    return Defect(kind=kind, severity="error", split=split, file=image.name, object=None, detail=detail, action=REFUSED)
 
 
 def _checked_record(
-    split: str, image_id: int, image: FoundImage, size: tuple[int, int], labels: dict[str, int]
+    split: str, image_id: int, image: FoundImage, scan: ImageScan, labels: dict[str, int]
 ) -> tuple[Record, list[Defect]]:
-    width, height = size
+    size = width, height = scan.width, scan.height
     defects = []
     if image.declared_size not in (None, size):
         defects.append(_size_defect(split, image, size))
@@ -88,6 +75,7 @@ def _checked_record(
         labels=np.array([labels[found.class_name] for found in kept], dtype=np.int64),
         iscrowd=np.array([found.iscrowd for found in kept], dtype=np.uint8),
         area=_areas(boxes, [found.area for found in kept]),
+        sha256=scan.sha256,
     )
     return record, defects
 

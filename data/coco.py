@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data.checks import FoundImage, FoundObject, checked_records
-from data.records import DataError, Defect, Record
+from data.found import Found, FoundImage, FoundObject
+from data.records import DataError, Defect
 
 PLACEHOLDER = "a name for the group of the other categories (Roboflow's), without annotations"
 
@@ -19,8 +19,8 @@ class CocoFile:
     image_folders: list[Path]  # where its images may lie, the likeliest first
 
 
-def read_coco(root: Path, files: Sequence[CocoFile]) -> tuple[tuple[str, ...], dict[str, list[Record]], list[Defect]]:
-    """(classes, {split: records}, defects) of the `files` of one data set; names are relative to `root`.
+def read_coco(root: Path, files: Sequence[CocoFile]) -> Found:
+    """What the `files` of one data set hold; names are relative to `root`.
 
     The classes are the training file's, in order of their ids, with gaps closed; the other files must have the same
     by name. Ids of images and annotations mean nothing outside their own file.
@@ -38,12 +38,9 @@ def read_coco(root: Path, files: Sequence[CocoFile]) -> tuple[tuple[str, ...], d
                 f"{sorted(classes)}. Make the categories equal by name."
             )
         defects += found
-        images, found = _found_images(root, file, content, names)
+        splits[file.split], found = _found_images(root, file, content, names)
         defects += found
-        looked_in = ", ".join(str(folder) for folder in file.image_folders if folder.is_dir())
-        splits[file.split], found = checked_records(file.split, images, classes, looked_in=looked_in)
-        defects += found
-    return classes, splits, defects
+    return Found(format="coco", root=root, classes=classes, splits=splits, defects=defects)
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -91,6 +88,7 @@ def _found_images(
     objects = _objects_by_image(file, content, names)
     images, listed_names, listed_ids = [], {}, set()
     locate = _locator(file.image_folders)
+    looked_in = ", ".join(str(folder) for folder in file.image_folders if folder.is_dir())
     for number, image in enumerate(content["images"]):
         image_id = _needed(file, image, "id", f"image {number}")
         file_name = str(_needed(file, image, "file_name", f"image {image_id}")).replace("\\", "/")
@@ -104,7 +102,8 @@ def _found_images(
         listed_ids.add(image_id)
         size = (image.get("width"), image.get("height"))
         declared = size if all(size) else None
-        images.append(FoundImage(name=name, path=path, declared_size=declared, objects=objects.pop(image_id, [])))
+        found = objects.pop(image_id, [])
+        images.append(FoundImage(name=name, path=path, declared_size=declared, objects=found, looked_in=looked_in))
     return images, _orphans(file, objects)
 
 

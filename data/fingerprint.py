@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,10 +14,7 @@ DIGITS = 16
 
 def of_image(record: "Record") -> str:
     """sha256 (hex) of an image's file, or of what a drawn image is drawn from."""
-    if record.path is None:
-        return hashlib.sha256(str(record.source).encode()).hexdigest()
-    with record.path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return record.sha256 or hashlib.sha256(str(record.source).encode()).hexdigest()
 
 
 def of_records(records: Sequence["Record"], classes: Sequence[str]) -> str:
@@ -27,12 +23,10 @@ def of_records(records: Sequence["Record"], classes: Sequence[str]) -> str:
     Records come sorted by name, so the order of files on disk and in a JSON does not matter. Folders are left
     out of the names: a data set is the same one whether it is opened by its folder or by its parent.
     """
-    with ThreadPoolExecutor(8) as pool:  # hashing and reading release the GIL
-        contents = list(pool.map(of_image, records))
     digest = hashlib.sha256(repr(tuple(classes)).encode())
-    for record, content in zip(records, contents, strict=True):
+    for record in records:
         name = record.name.rpartition("/")[2]
-        digest.update(f"\n{name}\0{content} {record.width}x{record.height}".encode())
+        digest.update(f"\n{name}\0{of_image(record)} {record.width}x{record.height}".encode())
         digest.update(_rows(record).tobytes())
     return digest.hexdigest()[:DIGITS]
 

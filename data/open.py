@@ -5,23 +5,34 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.checks import checked_records
 from data.coco import CocoFile, read_coco
+from data.found import Found
 from data.generated import generated_data
 from data.records import DataError, DetectionData
+from data.scan import scan_images
 from data.splits import complete_splits, in_two_splits
 from data.voc import read_voc
+from data_options import DataOptions
 
+DEFAULTS = DataOptions()
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 SPLIT_WORD = re.compile(r"(?<![a-z])(training|train|validation|valid|val|test)(?=20\d\d|[^a-z0-9]|$)")
 
 
 def open_data(
-    where: Path | str, *, seed: int = 0, generated_images: tuple[int, int, int] = (400, 100, 100)
+    where: Path | str,
+    options: DataOptions = DEFAULTS,
+    *,
+    refuse: bool = True,
+    seed: int = 0,
+    generated_images: tuple[int, int, int] = (400, 100, 100),
 ) -> DetectionData:
     """The data set at a path, or the drawn one for the word "generated".
 
     `seed` and `generated_images` (train, val, test) belong to the drawn one. Raises DataError where nothing
-    is recognised or the data cannot be used; what can be used with care is in the result's `defects`.
+    is recognised or the data cannot be used; what can be used with care is in the result's `defects`, and what
+    cannot as well when told not to `refuse`.
     """
     if str(where) == "generated":
         train, val, test = generated_images
@@ -29,26 +40,53 @@ def open_data(
     path = Path(where).expanduser().resolve()
     if not path.exists():
         raise DataError(f"There are no data at {path}. Give a folder or a COCO JSON file, or the word: generated")
-    voc = _voc_folder(path)
-    files = [] if voc == path else _coco_files(path)
-    if files:
-        format_name, root = "coco", path if path.is_dir() else _root_of_json(path)
-        classes, splits, defects = read_coco(root, files)
-    elif voc:
-        format_name, root = "voc", voc
-        classes, splits, defects = read_voc(voc)
-    else:
-        raise DataError(_unrecognised(path))
-    splits, defects, rule = complete_splits(path, splits, defects)
-    return DetectionData(
+    found = _read(path)
+    images = [image for images in found.splits.values() for image in images]
+    scans = scan_images([image.path for image in images if image.path is not None])
+    parts, defects, rule = complete_splits(path, found.splits, found.defects)
+    splits = {}
+    for split, images in parts.items():
+        splits[split], more = checked_records(split, images, found.classes, scans, options)
+        defects += more
+    data = DetectionData(
         name=path.stem if path.is_file() else path.name,
-        format=format_name,
-        root=root,
-        classes=classes,
+        format=found.format,
+        root=found.root,
+        classes=found.classes,
         splits=splits,
         defects=defects + in_two_splits(splits),
         split_rule=rule,
     )
+    if refuse:
+        _refuse(data, path)
+    return data
+
+
+def _read(path: Path) -> Found:
+    """The content of a data set in whatever format it has."""
+    voc = _voc_folder(path)
+    files = [] if voc == path else _coco_files(path)
+    if files:
+        return read_coco(path if path.is_dir() else _root_of_json(path), files)
+    if voc:
+        return read_voc(voc)
+    raise DataError(_unrecognised(path))
+
+
+def _refuse(data: DetectionData, path: Path) -> None:
+    """DataError where something must be mended before anything is trained or scored: a line for each kind."""
+    by_kind = {}
+    for defect in data.defects:
+        if defect.refused:
+            by_kind.setdefault(defect.kind, []).append(defect)
+    if not by_kind:
+        return
+    lines = [f"{data.name} has defects that must be mended first; all of them: python check_data.py {path}"]
+    for kind, (first, *others) in by_kind.items():
+        where = f"{first.split}: {first.file}" + (f", {first.object}" if first.object else "")
+        more = f"; also {_listed([each.file for each in others])}" if others else ""
+        lines.append(f"  {1 + len(others)} {kind}: {where}: {first.detail}{more}")
+    raise DataError("\n".join(lines))
 
 
 def _voc_folder(path: Path) -> Path | None:

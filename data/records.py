@@ -10,6 +10,7 @@ import numpy as np
 
 from data import fingerprint
 
+REFUSED = "training refuses the data"  # the action on a defect that a person must mend
 NO_CLASS = "N/A"  # as torchvision's COCO models name the numbers that are no class
 
 
@@ -32,6 +33,7 @@ class Record:
     labels: np.ndarray  # int64 (N,), 1..C
     iscrowd: np.ndarray  # uint8 (N,)
     area: np.ndarray  # float64 (N,) square pixels: COCO's (of the mask) where given, else the box's
+    sha256: str = ""  # of the image file, hex; empty where it is drawn
     source: object | None = None  # what a drawn image is drawn from; its str() identifies the content
 
 
@@ -47,6 +49,11 @@ class Defect:
     detail: str
     action: str
 
+    @property
+    def refused(self) -> bool:
+        """Whether nothing can be trained or scored until it is mended."""
+        return self.action == REFUSED
+
     def __str__(self) -> str:
         where = f"{self.file}, {self.object}" if self.object else self.file
         return f"{self.severity}: {self.split}: {where}: {self.detail} ({self.action})"
@@ -57,7 +64,7 @@ class DetectionData:
     """A data set as found: its classes in label order, its splits, and everything that is wrong with it."""
 
     name: str
-    format: str  # "coco", "voc" or "generated"
+    format: str  # "coco", "voc" … or "generated"
     root: Path | None
     classes: tuple[str, ...]  # label i is classes[i - 1]; the background is not among them
     splits: dict[str, list[Record]]
@@ -90,7 +97,7 @@ class DetectionData:
         return replace(self, classes=tuple(classes), splits=splits)
 
     def split_fingerprint(self, split: str) -> str:
-        """16 hex digits that change with this split's images, annotations or classes (reads every image once)."""
+        """16 hex digits that change with this split's images, annotations or classes."""
         if split not in self._split_digests:
             self._split_digests[split] = fingerprint.of_records(self.records(split), self.classes)
         return self._split_digests[split]

@@ -3,11 +3,11 @@
 import hashlib
 import operator
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
 
+from data.found import FoundImage
 from data.records import DataError, Defect, Record
 
 VAL_SHARE = 0.2
@@ -20,25 +20,25 @@ ROBOFLOW_VERSION = re.compile(r"\.rf\.[0-9a-zA-Z]{16,}(?=\.)")
 
 
 def complete_splits(
-    path: Path, splits: dict[str, list[Record]], defects: list[Defect]
-) -> tuple[dict[str, list[Record]], list[Defect], str]:
+    path: Path, splits: dict[str, list[FoundImage]], defects: list[Defect]
+) -> tuple[dict[str, list[FoundImage]], list[Defect], str]:
     """(splits with a val among them, defects under the split their image ended in, where the splits are from)."""
     if not splits.get("train"):
         raise DataError(f"{path} has no images to train on; its splits: {', '.join(splits) or 'none'}.")
     if "val" in splits:
         return splits, defects, OWN_RULE
-    shares = [_share(record.name) for record in splits["train"]]
+    shares = [_share(image.name) for image in splits["train"]]
     lowest, highest = min(shares), max(shares)
     if lowest == highest:
         raise DataError(f"{path} has no val split, and one cannot be made of one photo: at least two are needed.")
     # Where the hash leaves one side empty, it gets the photo that is nearest.
     is_val = [share == lowest or (share < VAL_SHARE and share != highest) for share in shares]
     made = {
-        "train": _numbered(compress(splits["train"], map(operator.not_, is_val))),
-        "val": _numbered(compress(splits["train"], is_val)),
+        "train": list(compress(splits["train"], map(operator.not_, is_val))),
+        "val": list(compress(splits["train"], is_val)),
     }
-    others = {split: records for split, records in splits.items() if split != "train"}
-    in_val = {record.name for record in made["val"]}
+    others = {split: images for split, images in splits.items() if split != "train"}
+    in_val = {image.name for image in made["val"]}
     moved = [replace(each, split="val") if each.split == "train" and each.file in in_val else each for each in defects]
     return made | others, moved, MADE_RULE
 
@@ -47,11 +47,6 @@ def _share(name: str) -> float:
     """A number in 0..1 that depends on the file's name alone, so it stays when files are added or moved."""
     photo = ROBOFLOW_VERSION.sub("", name.rpartition("/")[2])
     return int(hashlib.sha256(photo.encode()).hexdigest()[:8], 16) / 2**32
-
-
-def _numbered(records: Iterable[Record]) -> list[Record]:
-    records = sorted(records, key=lambda record: record.name)
-    return [replace(record, image_id=image_id) for image_id, record in enumerate(records, start=1)]
 
 
 def in_two_splits(splits: dict[str, list[Record]]) -> list[Defect]:

@@ -13,15 +13,15 @@ from xml.etree.ElementTree import Element
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, parse
 
-from data.checks import FoundImage, FoundObject, checked_records
+from data.found import Found, FoundImage, FoundObject
 from data.images import SUFFIXES
-from data.records import DataError, Defect, Record
+from data.records import DataError, Defect
 
 SPLITS = ("train", "val", "test")
 
 
-def read_voc(root: Path) -> tuple[tuple[str, ...], dict[str, list[Record]], list[Defect]]:
-    """(classes, {split: records}, defects); without ImageSets everything is "train". Names are relative to `root`."""
+def read_voc(root: Path) -> Found:
+    """What the folder holds; without ImageSets everything is "train". Names are relative to `root`."""
     annotations = {path.stem: path for path in sorted((root / "Annotations").glob("[!.]*.xml"))}
     images = _images_by_name(root / "JPEGImages")
     defects = []
@@ -38,12 +38,7 @@ def read_voc(root: Path) -> tuple[tuple[str, ...], dict[str, list[Record]], list
             found[split].append(image)
             defects += warnings
             classes.update(each.class_name for each in image.objects)
-    classes = tuple(sorted(classes))
-    splits = {}
-    for split, of_split in found.items():
-        splits[split], more = checked_records(split, of_split, classes, looked_in=root / "JPEGImages")
-        defects += more
-    return classes, splits, defects
+    return Found(format="voc", root=root, classes=tuple(sorted(classes)), splits=found, defects=defects)
 
 
 def _images_by_name(folder: Path) -> dict[str, Path]:
@@ -140,7 +135,8 @@ def _found_image(root: Path, split: str, xml_path: Path, images: dict[str, Path]
         )
     name = path.relative_to(root).as_posix() if path else f"JPEGImages/{stem}"
     objects = [_found_object(xml_path, number, each) for number, each in enumerate(xml.findall("object"), start=1)]
-    return FoundImage(name=name, path=path, declared_size=_declared_size(xml), objects=objects), defects
+    size, looked_in = _declared_size(xml), str(root / "JPEGImages")
+    return FoundImage(name=name, path=path, declared_size=size, objects=objects, looked_in=looked_in), defects
 
 
 def _parsed(path: Path) -> Element:

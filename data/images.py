@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -21,6 +22,7 @@ from data.records import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 ORIENTATION_TAG = 0x0112
+TIFF_HEADERS = (b"II*\0", b"MM\0*")  # with which an EXIF block begins
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 # What Pillow's decoders raise on damaged files; a fault of our own is none of these.
@@ -74,6 +76,62 @@ def displayed_sizes(paths: Sequence[Path | str]) -> list[tuple[int, int]]:
     return results
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """What a file's header says of its pixels."""
+
+    format: str  # as Pillow calls it: "JPEG", "PNG", …; whatever the suffix says
+    mode: str  # as Pillow calls it: "RGB", "L", "P", "CMYK", "I;16", …
+    orientation: int | None  # of the EXIF block, as it is written there: 0 or 65535 too; None where there is none
+    kinds: list[str]  # what is not plain 8-bit RGB, of KINDS
+
+
+# In the order in which image_facts names them.
+KINDS = (
+    *("greyscale", "alpha", "palette", "1-bit", "12-bit", "16-bit", "32-bit", "float", "CMYK", "Lab", "YCbCr"),
+    *("several frames", "damaged EXIF", "misnamed"),
+)
+GREY_MODES = ("1", "L", "LA", "La", "I", "F")
+
+
+def image_facts(path: Path | str) -> ImageFacts:
+    """What is unusual of a file, from its header alone; DataError where it is no image that read_image knows."""
+    try:
+        with Image.open(path) as image:
+            orientation, damaged = _written_orientation(image)
+            holds = {
+                "greyscale": image.mode in GREY_MODES or image.mode.startswith("I;"),
+                "alpha": image.has_transparency_data,
+                "palette": image.mode in ("P", "PA"),
+                "1-bit": image.mode == "1",
+                "12-bit": _packed(image, 12),
+                "16-bit": _packed(image, 16),
+                "32-bit": image.mode == "I" and not _packed(image, 16),
+                "float": image.mode == "F",
+                "CMYK": image.mode == "CMYK",
+                "Lab": image.mode == "LAB",
+                "YCbCr": image.mode == "YCbCr",
+                # Telephones put a second picture (depth, a brighter one) behind a photo, which no viewer shows.
+                "several frames": getattr(image, "is_animated", False) and image.format != "MPO",
+                "damaged EXIF": damaged,
+                "misnamed": _is_misnamed(Path(path), image.format),
+            }
+            kinds = [kind for kind in KINDS if holds[kind]]
+            return ImageFacts(format=image.format, mode=image.mode, orientation=orientation, kinds=kinds)
+    except DECODE_ERRORS as error:
+        raise DataError(f"Cannot read the image {path}: {_reason(error)}. Mend or remove it.") from error
+
+
+def _packed(image: Image.Image, bits: int) -> bool:
+    """Pillow opens 16-bit colour as 8-bit modes; how it will unpack the pixels tells."""
+    return any(f";{bits}" in str(tile[3]) for tile in getattr(image, "tile", []))
+
+
+def _is_misnamed(path: Path, kind: str) -> bool:
+    of_suffix = Image.registered_extensions().get(path.suffix.lower())
+    return of_suffix not in (None, {"MPO": "JPEG"}.get(kind, kind))
+
+
 def _size_or_error(path: Path | str) -> tuple[int, int] | DataError:
     try:
         return displayed_size(path)
@@ -89,14 +147,21 @@ def _reason(error: Exception) -> str:
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 where there is none or it makes no sense."""
-    # Pillow decodes a whole PNG to look for EXIF behind the pixels: take what lies before them, at every call alike.
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1
-    try:
-        value = image.getexif().get(ORIENTATION_TAG, 1)
-    except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
-        return 1  # a damaged EXIF block says nothing about the pixels
+    value, _ = _written_orientation(image)
     return value if value in range(1, 9) else 1
+
+
+def _written_orientation(image: Image.Image) -> tuple[int | None, bool]:
+    """(the EXIF orientation as the file has it, whether the block is damaged: it says nothing about the pixels)."""
+    try:
+        # Not a PNG's own getexif, which decodes it to look for EXIF behind the pixels: all calls take what lies before.
+        value = Image.Image.getexif(image).get(ORIENTATION_TAG)
+    except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
+        return None, True
+    if value is None:
+        block = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+        return None, bool(block) and not block.startswith(TIFF_HEADERS)
+    return (value, False) if isinstance(value, int) else (None, True)
 
 
 def _fast_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:

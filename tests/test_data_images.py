@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data.images import displayed_size, displayed_sizes, read_image
+from data.images import displayed_size, displayed_sizes, image_facts, read_image
 from data.records import DataError
 from tests.conftest import REAL_DATA, needs_real_data
 
@@ -126,3 +127,43 @@ def test_real_photos_equal_pillows():
     for path in [path for folder in folders for path in sorted((Path(REAL_DATA) / folder).iterdir())[::40]]:
         with Image.open(path) as image:
             np.testing.assert_array_equal(read_image(path), np.asarray(image.convert("RGB")))
+
+
+def test_facts_of_what_is_unusual(tmp_path):
+    def facts(image, name="image.png", **options):
+        image.save(tmp_path / name, **options)
+        return image_facts(tmp_path / name)
+
+    assert facts(Image.new("RGB", (3, 2)), "image.jpg").kinds == []
+    kinds = {"L": ["greyscale"], "LA": ["greyscale", "alpha"], "P": ["palette"], "RGBA": ["alpha"]}
+    kinds |= {"1": ["greyscale", "1-bit"], "I;16": ["greyscale", "16-bit"]}
+    assert {mode: facts(Image.new(mode, (3, 2))).kinds for mode in kinds} == kinds
+    kinds |= {"PA": ["alpha", "palette"], "CMYK": ["CMYK"], "LAB": ["Lab"], "YCbCr": ["YCbCr"]}
+    kinds |= {"F": ["greyscale", "float"], "I": ["greyscale", "32-bit"]}
+    assert {mode: facts(Image.new(mode, (3, 2)), "image.tif").kinds for mode in kinds} == kinds
+    assert facts(Image.new("P", (3, 2)), transparency=0).kinds == ["alpha", "palette"]
+    two = {"save_all": True, "append_images": [Image.new("RGB", (3, 2), "red")]}
+    assert facts(Image.new("RGB", (3, 2)), "image.tif", **two).kinds == ["several frames"]
+    lying = facts(Image.new("RGB", (3, 2)), "image.jpg", format="PNG")
+    assert (lying.format, lying.mode, lying.kinds) == ("PNG", "RGB", ["misnamed"])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_facts_tell_16_bit_colour(tmp_path, suffix):
+    cv2.imwrite(str(tmp_path / f"image{suffix}"), np.full((2, 3, 3), 300, np.uint16))
+    assert image_facts(tmp_path / f"image{suffix}").kinds == ["16-bit"]
+
+
+def test_facts_have_the_orientation_as_it_is_written(tmp_path):
+    path = tmp_path / "image.jpg"
+    for written in (None, 1, 6, 0, 9, 65535):
+        exif = Image.Exif()
+        if written is not None:
+            exif[0x0112] = written
+        Image.fromarray(photo()).save(path, exif=exif)
+        assert (image_facts(path).orientation, image_facts(path).kinds) == (written, [])
+    Image.fromarray(photo()).save(path, exif=b"Exif\0\0garbage")
+    assert (image_facts(path).orientation, image_facts(path).kinds) == (None, ["damaged EXIF"])
+    path.write_bytes(b"text")
+    with pytest.raises(DataError, match=r"image\.jpg"):
+        image_facts(path)

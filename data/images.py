@@ -3,16 +3,21 @@
 JPEGs are decoded by OpenCV, which is 1.7 to 3 times faster than Pillow and gives the same pixels (both use
 libjpeg-turbo; a test compares them). But OpenCV 4 fills the missing part of a truncated JPEG with grey and says nothing
 (5 returns no image), so only plain 8-bit JPEGs that end as a JPEG must go that way. Everything else, and whatever
-OpenCV does not decode, goes through Pillow, which refuses by name.
+OpenCV does not decode, goes through Pillow, which refuses by name. Damage in the middle of a file goes unnoticed where
+there are no checksums: in all formats but PNG.
 """
 
+import contextlib
 import io
+import stat
 import struct
+import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -21,9 +26,12 @@ from PIL import Image, UnidentifiedImageError
 from data.records import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+# Whatever a file's suffix says. Not all that Pillow knows: for a PostScript file it would run Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF", "PPM")
 ORIENTATION_TAG = 0x0112
-TIFF_HEADERS = (b"II*\0", b"MM\0*")  # with which an EXIF block begins
+PHOTOMETRIC_TAG, WHITE_IS_ZERO = 0x0106, 0
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+END_OF_JPEG = b"\xff\xd9"
 
 # What Pillow's decoders raise on damaged files; a fault of our own is none of these.
 DECODE_ERRORS = (
@@ -31,38 +39,46 @@ DECODE_ERRORS = (
     SyntaxError,
     ValueError,
     EOFError,
+    RuntimeError,  # AVIF
+    TypeError,  # TIFF
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
 )
 
 
+def ignore_warnings() -> None:
+    """Pillow's about metadata and large images name no file; what they mean for the pixels, we say ourselves."""
+    for category in (UserWarning, Image.DecompressionBombWarning):
+        warnings.filterwarnings("ignore", category=category, module="PIL")
+
+
+ignore_warnings()
+
+
 def read_image(path: Path | str) -> np.ndarray:
-    """uint8 (H, W, 3) RGB pixels of a file as a viewer would show it.
+    """uint8 (H, W, 3) RGB pixels of a file's first picture as a viewer would show it.
 
     The EXIF orientation is applied (one that is not 1..8 is ignored), alpha lies over white, 16 bits are scaled to 8,
-    grey, palette and CMYK become RGB. Raises DataError naming the file where it is missing, damaged or truncated.
+    grey, palette, CMYK and Lab become RGB. Raises DataError naming the file where it is missing, damaged or truncated.
     """
-    try:
-        data = Path(path).read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
+    with _named_errors(path):
+        with _file(path) as file:
+            data = file.read()
+        with _opened(io.BytesIO(data)) as image:
             orientation = _orientation(image)
+            _require_whole(image, data)
             pixels = _fast_jpeg(image, data)
             if pixels is None:
                 pixels = _to_rgb(image)
-    except DECODE_ERRORS as error:
-        raise DataError(f"Cannot read the image {path}: {_reason(error)}. Mend or remove it.") from error
-    return _oriented(pixels, orientation)
+            return _oriented(pixels, orientation)
 
 
 def displayed_size(path: Path | str) -> tuple[int, int]:
     """(width, height) after the EXIF orientation, from the file's header alone."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            return (height, width) if _orientation(image) in SIDEWAYS else (width, height)
-    except DECODE_ERRORS as error:
-        raise DataError(f"Cannot read the image {path}: {_reason(error)}. Mend or remove it.") from error
+    with _named_errors(path), _file(path) as file, _opened(file) as image:
+        width, height = image.size
+        return (height, width) if _orientation(image) in SIDEWAYS else (width, height)
 
 
 def displayed_sizes(paths: Sequence[Path | str]) -> list[tuple[int, int]]:
@@ -96,30 +112,27 @@ GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 
 def image_facts(path: Path | str) -> ImageFacts:
     """What is unusual of a file, from its header alone; DataError where it is no image that read_image knows."""
-    try:
-        with Image.open(path) as image:
-            orientation, damaged = _written_orientation(image)
-            holds = {
-                "greyscale": image.mode in GREY_MODES or image.mode.startswith("I;"),
-                "alpha": image.has_transparency_data,
-                "palette": image.mode in ("P", "PA"),
-                "1-bit": image.mode == "1",
-                "12-bit": _packed(image, 12),
-                "16-bit": _packed(image, 16),
-                "32-bit": image.mode == "I" and not _packed(image, 16),
-                "float": image.mode == "F",
-                "CMYK": image.mode == "CMYK",
-                "Lab": image.mode == "LAB",
-                "YCbCr": image.mode == "YCbCr",
-                # Telephones put a second picture (depth, a brighter one) behind a photo, which no viewer shows.
-                "several frames": getattr(image, "is_animated", False) and image.format != "MPO",
-                "damaged EXIF": damaged,
-                "misnamed": _is_misnamed(Path(path), image.format),
-            }
-            kinds = [kind for kind in KINDS if holds[kind]]
-            return ImageFacts(format=image.format, mode=image.mode, orientation=orientation, kinds=kinds)
-    except DECODE_ERRORS as error:
-        raise DataError(f"Cannot read the image {path}: {_reason(error)}. Mend or remove it.") from error
+    with _named_errors(path), _file(path) as file, _opened(file) as image:
+        orientation, damaged = _written_orientation(image)
+        holds = {
+            "greyscale": image.mode in GREY_MODES or image.mode.startswith("I;"),
+            "alpha": image.has_transparency_data,
+            "palette": image.mode in ("P", "PA"),
+            "1-bit": image.mode == "1",
+            "12-bit": _packed(image, 12),
+            "16-bit": _packed(image, 16),
+            "32-bit": image.mode == "I" and not _packed(image, 16),
+            "float": image.mode == "F",
+            "CMYK": image.mode == "CMYK",
+            "Lab": image.mode == "LAB",
+            "YCbCr": image.mode == "YCbCr",
+            # Telephones put a second picture (depth, a brighter one) behind a photo, which no viewer shows.
+            "several frames": getattr(image, "is_animated", False) and image.format != "MPO",
+            "damaged EXIF": damaged,
+            "misnamed": _is_misnamed(Path(path), image.format),
+        }
+        kinds = [kind for kind in KINDS if holds[kind]]
+        return ImageFacts(format=image.format, mode=image.mode, orientation=orientation, kinds=kinds)
 
 
 def _packed(image: Image.Image, bits: int) -> bool:
@@ -139,55 +152,112 @@ def _size_or_error(path: Path | str) -> tuple[int, int] | DataError:
         return error
 
 
+@contextlib.contextmanager
+def _named_errors(path: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except DECODE_ERRORS as error:
+        raise DataError(f"Cannot read the image {path}: {_reason(error)}. Mend or remove it.") from error
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image of a known format"  # Pillow's own words name a BytesIO object
+    if isinstance(error, Image.DecompressionBombError):
+        return f"its header tells of more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; cut what is so large into tiles"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
+def _file(path: Path | str) -> BinaryIO:
+    """The file, opened; a pipe or a device would keep its reader waiting for ever."""
+    mode = Path(path).stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise OSError("it is a folder" if stat.S_ISDIR(mode) else "it is no file but a pipe or a device")
+    return Path(path).open("rb")
+
+
+def _opened(file: BinaryIO) -> Image.Image:
+    return Image.open(file, formats=FORMATS)
+
+
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 where there is none or it makes no sense."""
+    """The EXIF orientation that is still to be applied, 1 where there is none or it makes no sense."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns these, and their size, itself
     value, _ = _written_orientation(image)
     return value if value in range(1, 9) else 1
 
 
 def _written_orientation(image: Image.Image) -> tuple[int | None, bool]:
     """(the EXIF orientation as the file has it, whether the block is damaged: it says nothing about the pixels)."""
+    # Not image.getexif, which decodes a whole PNG to look for EXIF behind the pixels, and takes XMP's word too, which
+    # viewers do not.
+    exif = Image.Exif()
     try:
-        # Not a PNG's own getexif, which decodes it to look for EXIF behind the pixels: all calls take what lies before.
-        value = Image.Image.getexif(image).get(ORIENTATION_TAG)
+        if image.format == "TIFF":
+            value = image.tag_v2.get(ORIENTATION_TAG)
+        else:
+            exif.load(image.info.get("exif", b""))
+            value = exif.get(ORIENTATION_TAG)
     except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
         return None, True
-    if value is None:
-        block = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
-        return None, bool(block) and not block.startswith(TIFF_HEADERS)
-    return (value, False) if isinstance(value, int) else (None, True)
+    return (value, False) if value is None or isinstance(value, int) else (None, True)
+
+
+def _require_whole(image: Image.Image, data: bytes) -> None:
+    """ValueError for damage that the decoders do not notice."""
+    if image.format == "PNG":
+        _check_sums(data)
+    # A download that broke off may leave zeros up to the size it had reserved, which decode to a colour.
+    elif image.format == "JPEG" and data.endswith(bytes(16)) and END_OF_JPEG not in data[image.fp.tell() :]:
+        raise ValueError("it is truncated: its end is zeros")
+
+
+def _check_sums(data: bytes) -> None:
+    """ValueError where a checksum of a PNG's pixels is not theirs."""
+    position, view = 8, memoryview(data)
+    while position < len(data):
+        end = position + 8 + int.from_bytes(view[position : position + 4])
+        if view[position + 4 : position + 8] == b"IDAT" and zlib.crc32(view[position + 4 : end]) != int.from_bytes(
+            view[end : end + 4]
+        ):
+            raise ValueError("it is damaged or truncated: a checksum of its pixels is wrong")
+        position = end + 4
 
 
 def _fast_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
     # Some cameras pad the file with zeros behind the end mark.
-    if image.format != "JPEG" or image.mode not in ("RGB", "L") or not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+    plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+    if not plain or not data.rstrip(b"\0").endswith(END_OF_JPEG):
         return None
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):
-        return np.repeat(_eight_bits(np.asarray(image))[:, :, None], 3, axis=2)
+        return np.repeat(_grey(image)[:, :, None], 3, axis=2)
     if image.mode == "F":
         raise ValueError("its pixels are floats, whose range is not known; convert it to 8 or 16 bits")
     if image.has_transparency_data:
+        if _packed(image, 16) and "transparency" in image.info:  # the colour that is transparent, all its 16 bits
+            image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
+        white = Image.new("RGBA", rgba.size, "white")
         image = Image.alpha_composite(white, rgba)
     return np.array(image.convert("RGB"))
 
 
-def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-    """The high byte of 16-bit grey, which is what Pillow gives for 16-bit colour (its own "L" clips at 255)."""
+def _grey(image: Image.Image) -> np.ndarray:
+    """uint8 (H, W) of grey with more bits: the high byte, as Pillow's of 16-bit colour (its own "L" clips at 255)."""
+    bits = 12 if _packed(image, 12) else 16
+    inverted = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO
+    pixels = np.asarray(image)
     if pixels.min() < 0 or pixels.max() > 0xFFFF:
-        raise ValueError("its pixels have more than 16 bits; convert it to 8 or 16 bits")
-    return (pixels.astype(np.uint16) >> 8).astype(np.uint8)
+        raise ValueError("its pixels have a sign or more than 16 bits; convert it to 8 or 16 bits")
+    grey = (pixels.astype(np.uint16) >> (bits - 8)).astype(np.uint8)
+    grey = 255 - grey if inverted else grey
+    grey[pixels == image.info.get("transparency", -1)] = 255  # white, as behind all that is transparent
+    return grey
 
 
 def _oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """How a data set is read: the options that train.py, evaluate.py and check_data.py share."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -41,12 +42,28 @@ class DataOptions:
         names = {each.name for each in fields(DataOptions) if each.name != "data"} & values.keys()
         return DataOptions(**{name: values[name] for name in names})
 
+    @property
+    def given_files(self) -> dict[str, tuple[str | None, str | None]]:
+        """{split: (annotations, images)} of the splits that are given by files."""
+        given = {split: (getattr(self, f"{split}_annotations"), getattr(self, f"{split}_images")) for split in SPLITS}
+        return {split: paths for split, paths in given.items() if any(paths)}
+
+    @property
+    def folder_of_files(self) -> str | None:
+        """The folder that the given files have in common, where --data says none; None where no files are given."""
+        paths = [Path(path).expanduser().absolute() for paths in self.given_files.values() for path in paths if path]
+        if not paths:
+            return None
+        common = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in paths]))
+        return str(common.parent if common.name.lower() in ("annotations", "labels") else common)
+
     def with_absolute_paths(self) -> Self:
         """The same, with paths that mean the same from every folder."""
         given = {name: getattr(self, name) for name in PATHS if getattr(self, name) is not None}
         return replace(self, **{name: str(Path(path).expanduser().absolute()) for name, path in given.items()})
 
 
+SPLITS = ("train", "val", "test")
 PATHS = (
     *("train_annotations", "train_images", "val_annotations", "val_images", "test_annotations", "test_images"),
     "splits",

@@ -110,7 +110,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         entry = record.inspect(path).entry
         sha256 = entry.get("weights_of") or entry.get("sha256") or record.file_sha256(path)
     say(f"scoring {workspace.introduce(checkpoint)}")
-    where = config.data or workspace.data_of(checkpoint)
+    where = config.data or config.folder_of_files or workspace.data_of(checkpoint)
     if where is None:
         raise commandline.ConfigError("This checkpoint does not say what it was trained on: give --data PATH")
     data = open_data(where, data_options(config, checkpoint, where)).with_classes_in_order(checkpoint["classes"])

@@ -58,7 +58,9 @@ def choose(config: TrainConfig) -> Start:
     say(f"tracking: {store.uri}")
     if not config.dry_run:
         store.require_in_place()
-    config = replace(config, data=options.absolute(config.data)).with_absolute_paths()
+    config = config.with_absolute_paths()
+    named = config.data if config.data != "generated" else config.folder_of_files or config.data
+    config = replace(config, data=options.absolute(named))
     file = None if config.resume in (None, "auto") else fetching.file_named(config.resume)
     run_id = None if file else run_to_resume(store, config)
     if run_id is None:

@@ -52,8 +52,10 @@ def _checked_record(
     if image.declared_size not in (None, size):
         defects.append(_size_defect(split, image, size))
     boxes, kept = [], []
+    scale = (width, height) * 2 if image.normalised else (1, 1, 1, 1)
     for found in image.objects:
-        box, problem = _checked_box(found.box, width, height)
+        annotated = found.box and tuple(value * factor for value, factor in zip(found.box, scale, strict=True))
+        box, problem = _checked_box(annotated, width, height)
         if problem:
             kind, detail, action = problem
             file, what = image.name, found.what

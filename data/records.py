@@ -70,6 +70,7 @@ class DetectionData:
     splits: dict[str, list[Record]]
     defects: list[Defect] = field(default_factory=list)
     split_rule: str
+    notes: Sequence[str] = ()  # how the files were understood
 
     def records(self, split: str) -> list[Record]:
         """The records of one split."""
@@ -111,7 +112,7 @@ class DetectionData:
         """Lines for people: what was found."""
         where = f" in {self.root}" if self.root else ""
         kind = "" if self.format == self.name else f"{self.format}{where}; "
-        lines = [f"{self.name}: {kind}{self.split_rule}"]
+        lines = [f"{self.name}: {kind}{self.split_rule}", *(f"  {note}" for note in self.notes)]
         for split, records in self.splits.items():
             boxes = sum(len(record.boxes) for record in records)
             empty = sum(len(record.boxes) == 0 for record in records)

@@ -1,10 +1,11 @@
-"""Pascal VOC XML: Annotations/ beside JPEGImages/, with or without ImageSets/Main.
+"""Pascal VOC XML: a file an image, in Annotations/ or beside the images, with or without ImageSets/Main.
 
 Coordinates are used as they are. The VOC papers count pixels from 1, but most files were written by tools (LabelImg)
 whose coordinates are edges; which of the two wrote a file cannot be told, and the difference is one pixel.
 Objects marked `difficult` are ordinary objects: a detector must find them too.
 """
 
+import math
 import re
 from collections import Counter
 from pathlib import Path, PurePath
@@ -15,153 +16,161 @@ from defusedxml.ElementTree import ParseError, parse
 
 from data.found import Found, FoundImage, FoundObject
 from data.images import SUFFIXES
-from data.records import DataError, Defect
+from data.layout import listed
+from data.locate import ImageFolders, relative_name
+from data.records import REFUSED, DataError, Defect
+from data.voc_layouts import VocPlan, VocSplit
 
 SPLITS = ("train", "val", "test")
 
 
-def read_voc(root: Path) -> Found:
-    """What the folder holds; without ImageSets everything is "train". Names are relative to `root`."""
-    annotations = {path.stem: path for path in sorted((root / "Annotations").glob("[!.]*.xml"))}
-    images = _images_by_name(root / "JPEGImages")
-    defects = []
-    stems = _listed_splits(root, annotations, images)
-    if stems is None:
-        stems, defects = _everything(annotations, images)
-    else:
-        defects = _unlisted(annotations, stems)
-    found, classes = {}, set()
-    for split, names in stems.items():
-        found[split] = []
-        for stem in names:
-            image, warnings = _found_image(root, split, annotations[stem], images)
-            found[split].append(image)
-            defects += warnings
-            classes.update(each.class_name for each in image.objects)
-    return Found(format="voc", root=root, classes=tuple(sorted(classes)), splits=found, defects=defects)
+def read_voc(plan: VocPlan) -> Found:
+    """What the XML files hold; names are relative to the plan's root."""
+    found, classes, defects = {}, set(), []
+    for split, where in plan.splits.items():
+        folder = _Folder(plan.root, where)
+        lists = _listed_splits(folder, plan.lists) if plan.lists else {}
+        defects += _unlisted(folder, lists) if lists else folder.images_without_xml(split)
+        for name, stems in (lists or {split: list(folder.annotations)}).items():
+            images, more = folder.read(name, stems, plan.lists)
+            found[name] = images
+            defects += more
+            classes.update(each.class_name for image in images for each in image.objects)
+    if not classes:
+        raise DataError(
+            f"No XML file of {listed(map(str, _xml_folders(plan)))} has an object, so there are no classes."
+        )
+    return Found(format="voc", root=plan.root, classes=tuple(sorted(classes)), splits=found, defects=defects)
 
 
-def _images_by_name(folder: Path) -> dict[str, Path]:
-    """{file name or stem: path} of a folder's images."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
-    return {path.stem: path for path in reversed(paths)} | {path.name: path for path in paths}
+def _xml_folders(plan: VocPlan) -> list[Path]:
+    return [where.annotations for where in plan.splits.values()]
 
 
-def _listed_splits(root: Path, annotations: dict[str, Path], images: dict[str, Path]) -> dict[str, list[str]] | None:
-    """{split: stems} of ImageSets/Main, or None where there is none."""
-    lists = {path.stem: path for path in (root / "ImageSets" / "Main").glob("*.txt")}
-    if "train" not in lists and "trainval" in lists:
-        lists["train"] = lists["trainval"]
-    splits = {split: _stems(lists[split]) for split in SPLITS if split in lists}
-    for split, stems in splits.items():
-        missing = [stem for stem in stems if stem not in annotations]
-        if missing:
-            shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-            raise DataError(
-                f"{lists[split]} lists {len(missing)} images that have no XML in {root / 'Annotations'}: {shown}. "
-                "Put it there (one without objects, for an image without any), or take them out of the list."
-            )
-    return splits or None
+class _Folder:
+    """A folder of XML files with the folders where their images are."""
+
+    def __init__(self, root: Path, where: VocSplit) -> None:
+        self.root, self.where = root, where
+        self.annotations = {path.stem: path for path in sorted(where.annotations.glob("[!.]*.[xX][mM][lL]"))}
+        self.images = ImageFolders(root, where.images)
+
+    def images_without_xml(self, split: str) -> list[Defect]:
+        """An image without an XML is no proof of an image without objects."""
+        with_xml = {stem.lower() for stem in self.annotations}
+        left_out = [path for path in self.images.nearest() if path.stem.lower() not in with_xml]
+        detail = "it has no XML file; write one without objects if it shows none"
+        return [
+            _defect("image-without-annotation", split, relative_name(path, self.root), detail, "image left out")
+            for path in left_out
+        ]
+
+    def read(self, split: str, stems: list[str], lists: Path | None) -> tuple[list[FoundImage], list[Defect]]:
+        images, defects = {}, []
+        for stem in stems:
+            if stem not in self.annotations:
+                detail = f"{stem} has no XML in {self.where.annotations}: write one (without objects, if it shows none)"
+                file = relative_name(lists / f"{split}.txt", self.root)
+                defects.append(_defect("annotation-missing", split, file, detail, REFUSED, stem))
+                continue
+            image, found = self._found_image(split, self.annotations[stem])
+            defects += found
+            if image.name in images:
+                detail = f"its image {image.name} is that of another XML file too"
+                defects.append(_defect("image-listed-twice", split, self._name_of(stem), detail, REFUSED))
+            else:
+                images[image.name] = image
+        return list(images.values()), defects
+
+    def _name_of(self, stem: str) -> str:
+        return relative_name(self.annotations[stem], self.root)
+
+    def _found_image(self, split: str, xml_path: Path) -> tuple[FoundImage, list[Defect]]:
+        """The image of one XML file with its objects, and what is wrong in the file."""
+        xml_name, defects = relative_name(xml_path, self.root), []
+        try:
+            xml = parse(xml_path).getroot()
+        except (ParseError, DefusedXmlException, UnicodeError, ValueError) as error:
+            detail = f"it cannot be read as XML: {error}. Export it again"
+            xml, defects = Element("annotation"), [_defect("annotation-unreadable", split, xml_name, detail, REFUSED)]
+        objects = []
+        for number, each in enumerate(xml.findall("object"), start=1):
+            if found := _found_object(number, each):
+                objects.append(found)
+            else:
+                detail, what = "it has no class name. Name it, or take it out", f"object {number}"
+                defects.append(_defect("class-missing", split, xml_name, detail, REFUSED, what))
+        file_name = (xml.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
+        path = self._image_of(xml_path.stem, file_name)
+        if path and file_name and file_name not in (path.name, path.stem):
+            detail = f"it names the image {file_name!r}"
+            defects.append(_defect("file-name-differs", split, xml_name, detail, f"{path.name} is used"))
+        image = FoundImage(
+            name=relative_name(path, self.root) if path else file_name or xml_path.stem,
+            path=path,
+            declared_size=_declared_size(xml),
+            objects=objects,
+            looked_in=str(self.images),
+        )
+        return image, defects
+
+    def _image_of(self, stem: str, file_name: str) -> Path | None:
+        """The image of the XML's own name before the one that is named inside: files are renamed, their text is not."""
+        same = file_name if PurePath(file_name).stem == stem else stem
+        return self.images.find(same) or self.images.find(stem) or (self.images.find(file_name) if file_name else None)
 
 
-def _stems(path: Path) -> list[str]:
-    """The images named in an ImageSets file; a suffix, and the -1, 0 or 1 of a class list, are taken off."""
+def _listed_splits(folder: _Folder, lists: Path) -> dict[str, list[str]]:
+    """{split: stems} of ImageSets/Main; {} where there is none."""
+    paths = {path.stem: path for path in lists.glob("[!.]*.txt")}
+    if "train" not in paths and "trainval" in paths:
+        paths["train"] = paths["trainval"]
+    return {split: _stems(paths[split], folder.annotations) for split in SPLITS if split in paths}
+
+
+def _stems(path: Path, annotations: dict[str, Path]) -> list[str]:
+    """The images named in an ImageSets file; folder, suffix, and the -1, 0 or 1 of a class list, are taken off."""
     stems = Counter()
     for line in path.read_text(encoding="utf-8-sig").splitlines():
-        name = re.sub(r"\s+(-1|0|1)$", "", line.strip())
+        name = line.strip()
+        if name not in annotations:
+            name = re.sub(r"\s+(-1|0|1)$", "", name).replace("\\", "/").rpartition("/")[2]
         if name:
-            stems[PurePath(name).stem if name.lower().endswith(SUFFIXES) else name] += 1
+            stems[PurePath(name).stem if name.lower().endswith((*SUFFIXES, ".xml")) else name] += 1
     twice = [stem for stem, count in stems.items() if count > 1]
     if twice:
         raise DataError(f"{path} lists {twice[0]} twice ({len(twice)} such). Take out the second.")
     return list(stems)
 
 
-def _everything(annotations: dict[str, Path], images: dict[str, Path]) -> tuple[dict[str, list[str]], list[Defect]]:
-    """Without lists: all XML files are "train"; an image without an XML is no proof of an image without objects."""
-    with_xml = {stem.lower() for stem in annotations}
-    defects = [
-        Defect(
-            kind="image-without-annotation",
-            severity="warning",
-            split="train",
-            file=f"JPEGImages/{path.name}",
-            object=None,
-            detail="it has no XML file; write one without objects if it shows none",
-            action="image left out",
-        )
-        for path in sorted(set(images.values()))
-        if path.stem.lower() not in with_xml
-    ]
-    return {"train": list(annotations)}, defects
-
-
-def _unlisted(annotations: dict[str, Path], splits: dict[str, list[str]]) -> list[Defect]:
-    listed = {stem for stems in splits.values() for stem in stems}
+def _unlisted(folder: _Folder, splits: dict[str, list[str]]) -> list[Defect]:
+    known = {stem for stems in splits.values() for stem in stems}
     return [
-        Defect(
-            kind="orphan-annotation",
-            severity="warning",
-            split="none",
-            file=f"Annotations/{path.name}",
-            object=None,
-            detail="no list in ImageSets/Main names it",
-            action="image left out",
+        _defect(
+            "orphan-annotation",
+            "none",
+            relative_name(path, folder.root),
+            "no list in ImageSets/Main names it",
+            "image left out",
         )
-        for stem, path in annotations.items()
-        if stem not in listed
+        for stem, path in folder.annotations.items()
+        if stem not in known
     ]
 
 
-def _found_image(root: Path, split: str, xml_path: Path, images: dict[str, Path]) -> tuple[FoundImage, list[Defect]]:
-    """The image of one XML file with its objects, and a warning where the XML names another image."""
-    xml = _parsed(xml_path)
-    file_name = (xml.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
-    stem = xml_path.stem
-    path = images.get(file_name) if PurePath(file_name).stem == stem else None
-    path = path or images.get(stem) or images.get(file_name)
-    defects = []
-    if path and file_name and file_name not in (path.name, path.stem):
-        defects.append(
-            Defect(
-                kind="file-name-differs",
-                severity="warning",
-                split=split,
-                file=f"Annotations/{xml_path.name}",
-                object=None,
-                detail=f"it names the image {file_name!r}",
-                action=f"{path.name} is used",
-            )
-        )
-    name = path.relative_to(root).as_posix() if path else f"JPEGImages/{stem}"
-    objects = [_found_object(xml_path, number, each) for number, each in enumerate(xml.findall("object"), start=1)]
-    size, looked_in = _declared_size(xml), str(root / "JPEGImages")
-    return FoundImage(name=name, path=path, declared_size=size, objects=objects, looked_in=looked_in), defects
-
-
-def _parsed(path: Path) -> Element:
-    try:
-        return parse(path).getroot()
-    except (ParseError, DefusedXmlException, UnicodeError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as XML: {error}. Export it again.") from error
-
-
-def _found_object(path: Path, number: int, xml: Element) -> FoundObject:
+def _found_object(number: int, xml: Element) -> FoundObject | None:
+    """One <object>; None where it has no class. Boxes of its <part>s lie deeper, and are none of its own."""
     class_name = (xml.findtext("name") or "").strip()
-    if not class_name:
-        raise DataError(f"{path}: object {number} has no class name. Name it, or take it out.")
     box = [_number(xml.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")]
-    return FoundObject(
-        what=f"object {number} ({class_name})",
-        class_name=class_name,
-        box=None if None in box else tuple(box),
+    return class_name and FoundObject(
+        what=f"object {number} ({class_name})", class_name=class_name, box=None if None in box else tuple(box)
     )
 
 
 def _declared_size(xml: Element) -> tuple[int, int] | None:
     """(width, height), or None where the XML leaves it out or, as some tools do, writes 0."""
-    size = _number(xml.findtext("size/width")), _number(xml.findtext("size/height"))
-    return (int(size[0]), int(size[1])) if all(size) else None
+    size = [_number(xml.findtext(f"size/{key}")) for key in ("width", "height")]
+    return (int(size[0]), int(size[1])) if all(value and math.isfinite(value) for value in size) else None
 
 
 def _number(text: str | None) -> float | None:
@@ -169,3 +178,8 @@ def _number(text: str | None) -> float | None:
         return float(text)
     except (TypeError, ValueError):
         return None
+
+
+def _defect(kind: str, split: str, file: str, detail: str, action: str, what: str | None = None) -> Defect:
+    severity = "error" if action == REFUSED else "warning"
+    return Defect(kind=kind, severity=severity, split=split, file=file, object=what, detail=detail, action=action)

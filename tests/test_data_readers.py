@@ -253,15 +253,20 @@ def test_voc_mistakes(tmp_path):
 
     bomb = '<!DOCTYPE x [<!ENTITY a "aa"><!ENTITY b "&a;&a;">]><annotation><filename>&b;</filename></annotation>'
     for text, message in [
-        ("<annotation>", r"a\.xml cannot be read as XML"),
-        (bomb, r"a\.xml cannot be read as XML"),
-        (voc_xml("a.jpg", [(" ", 1, 1, 5, 5)]), r"a\.xml: object 1 has no class name"),
+        ("<annotation>", r"1 annotation-unreadable: train: Annotations/a\.xml: it cannot be read as XML: no element"),
+        (bomb, r"Annotations/a\.xml: it cannot be read as XML: EntitiesForbidden"),
+        (
+            voc_xml("a.jpg", [(" ", 1, 1, 5, 5)]),
+            r"1 class-missing: train: Annotations/a\.xml, object 1: it has no class",
+        ),
     ]:
         xml.write_text(text)
         with pytest.raises(DataError, match=message):
             open_data(tmp_path)
     xml.unlink()
-    with pytest.raises(DataError, match=r"train\.txt lists 1 images that have no XML .*: a\."):
+    with pytest.raises(
+        DataError, match=r"1 annotation-missing: train: ImageSets/Main/train\.txt, a: a has no XML in .*Annotations"
+    ):
         open_data(tmp_path)
 
 
@@ -273,7 +278,7 @@ def test_what_is_no_data_set_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(DataError, match=r"Looked for COCO .* Pascal VOC .*found notes\.txt"):
         open_data(tmp_path)
-    with pytest.raises(DataError, match=r"not a \.json file"):
+    with pytest.raises(DataError, match=r"notes\.txt is no list of image paths"):
         open_data(tmp_path / "notes.txt")
     write_voc(tmp_path / "one", {"a": []})
     write_voc(tmp_path / "two", {"a": []})

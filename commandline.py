@@ -33,6 +33,7 @@ Run = Annotated[str | None, tyro.conf.arg(metavar="[RUN]", help_behavior_hint=""
 Size = Annotated[str | None, tyro.conf.arg(metavar="SIZE", help_behavior_hint="")]
 Runs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[RUN …]", help_behavior_hint="")]
 Registered = Annotated[str | None, tyro.conf.arg(metavar="NAME@ALIAS", help_behavior_hint="")]
+Data = Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")]
 Uri = Annotated[str | None, tyro.conf.arg(metavar="URI", help_behavior_hint="")]
 Classes = Annotated[str | None, tyro.conf.arg(metavar="coco|FILE", help_behavior_hint="")]
 Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE …", help_behavior_hint="")]

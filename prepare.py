@@ -34,6 +34,8 @@ from tracking import environment
 from tracking.journal import Journal
 from tracking.store import Store
 
+DEFECTS_NAMED = 3  # of each kind; the others are in the run's data/report.txt
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -89,7 +91,7 @@ def prepare(start: Start) -> Job:
     transform = build_transform(config.augmentation)
     build_architecture(config, num_classes=2)  # a wrong word is told before the data are read
     data = open_data(config.data, config)
-    say("\n".join([*data.describe(), *named(data.defects)]))
+    say("\n".join(data.describe(named=DEFECTS_NAMED)))
     require_same_data(start, data)
     require_metric(config.best_metric, data)
     code = environment.code_state(workspace.ROOT)
@@ -189,12 +191,6 @@ def require_same_steps(saved: dict[str, Any], plan: Plan) -> None:
         )
     if saved["step"] > plan.last_step:
         raise workspace.WorkspaceError(f"The run is at step {saved['step']} already, past step {plan.last_step}")
-
-
-def named(defects: list[Any], most: int = 10) -> list[str]:
-    """The first defects by file and object, and how many more there are."""
-    more = [f"  … and {len(defects) - most} more: data/report.txt of the run"] if len(defects) > most else []
-    return [f"  {defect}" for defect in defects[:most]] + more
 
 
 def require_metric(name: str, data: DetectionData) -> None:

@@ -58,7 +58,7 @@ def log_beginning(run: LiveRun, job: Job) -> None:
     for split, context in (("train", "training"), ("val", "validation")):
         name = f"{job.data.name}-{split}"
         tracked.dataset(name, job.data.split_fingerprint(split), str(job.data.root or "generated"), context, {})
-    tracked.text("\n".join([*job.data.describe(), *map(str, job.data.defects)]) + "\n", "data/report.txt")
+    tracked.text("\n".join([*job.data.describe(), *map(str, job.data.all_defects)]) + "\n", "data/report.txt")
     run.log_detections("ground_truth_val", metrics.coco_ground_truth(job.data.records("val"), job.data.classes))
 
 

@@ -13,6 +13,7 @@ import figures
 import metrics
 from data.dataset import DetectionDataset, eval_loader, load_image
 from data.records import Record
+from data.survey import boxes_by_class
 from live_run import LiveRun
 from prepare import Job
 from tracking.run import PER_CLASS, metric_name
@@ -66,12 +67,6 @@ def class_table(scored: Any, job: Job) -> tuple[list[str], list[list[Any]]]:
         boxes = [int(counts[split][number]) for split in ("train", "val")]
         rows.append([name, *(round(scores[key], 4) if key in scores else None for key in ("AP", "AP50")), *boxes])
     return ["class", "AP", "AP50", "boxes in train", "boxes in val"], rows
-
-
-def boxes_by_class(records: Sequence[Record], classes: int) -> np.ndarray:
-    """(classes,) how many boxes each class has."""
-    labels = np.concatenate([record.labels for record in records])
-    return np.bincount(labels, minlength=classes + 1)[1:]
 
 
 def log_samples(run: LiveRun, job: Job, results: Sequence[dict[str, Any]], folder: Path) -> list[np.ndarray]:

@@ -1,18 +1,20 @@
 """From what a reader found to records: every file, size and box is checked here, once, and every defect is named."""
 
-import math
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from data.boxes import Boxes, Finding, settle, suspicions
 from data.found import FoundImage
 from data.records import REFUSED, Defect, Record
 from data.scan import ImageScan
 from data_options import DataOptions
 
-SMALLEST_SIDE = 0.01  # px; below that a box loses its size when coordinates become float32
-CLIP_TOLERANCE = 0.01  # px over the edge that are rounding, not a defect
+HUGE_PIXELS = 50e6
+LONGEST_TO_SHORTEST = 10
+NO_BOX = (np.nan,) * 4
 
 
 def checked_records(
@@ -23,17 +25,39 @@ def checked_records(
     options: DataOptions,
 ) -> tuple[list[Record], list[Defect]]:
     """(records in order of name, defects) of one split's `images`; those that cannot be read have no record."""
-    labels = {name: label for label, name in enumerate(classes, start=1)}
-    records, defects = [], []
+    readable, seen, defects = [], [], []
     for image in sorted(images, key=lambda image: image.name):
         scan = None if image.path is None else scans[image.path]
         if scan is None or scan.error is not None:
             defects.append(_unreadable(split, image, scan))
             continue
-        record, found = _checked_record(split, len(records) + 1, image, scan, labels)
-        records.append(record)
-        defects += found
-    return records, defects
+        readable.append(image)
+        seen.append(scan)
+        defects += _image_defects(split, image, scan)
+    found = _gathered(readable, seen, classes)
+    boxes, kept, wrong = settle(found, options.on_defect)
+    kept = np.flatnonzero(kept)
+    boxes = boxes[kept]
+    names = _namer(readable, found.image)
+    suspicious = suspicions(boxes, lambda number: names(kept[number]), classes)
+    defects += _box_defects(split, readable, found.image, names, wrong, range(len(found.image)))
+    defects += _box_defects(split, readable, found.image, names, suspicious, kept)
+    counts = np.bincount(boxes.image, minlength=len(readable))
+    left_out = np.flatnonzero(counts == 0) if options.empty == "drop" and split == "train" else ()
+    defects += [_defect(split, readable[index], **EMPTY) for index in left_out]
+    return _records(readable, seen, boxes, counts, set(left_out)), defects
+
+
+EMPTY = {
+    "kind": "image-without-objects",
+    "severity": "note",
+    "detail": "it has no object",
+    "action": "left out of training (--empty drop)",
+}
+
+
+def _defect(split: str, image: FoundImage, **about: str) -> Defect:
+    return Defect(**{"split": split, "file": image.name, "object": None} | about)
 
 
 def _unreadable(split: str, image: FoundImage, scan: ImageScan | None) -> Defect:
@@ -41,93 +65,121 @@ def _unreadable(split: str, image: FoundImage, scan: ImageScan | None) -> Defect
         kind, detail = "image-missing", "there is no such file" + (image.looked_in and f" in {image.looked_in}")
     else:
         kind, detail = "image-unreadable", scan.error
-    return Defect(kind=kind, severity="error", split=split, file=image.name, object=None, detail=detail, action=REFUSED)
+    return _defect(split, image, kind=kind, severity="error", detail=detail, action=REFUSED)
 
 
-def _checked_record(
-    split: str, image_id: int, image: FoundImage, scan: ImageScan, labels: dict[str, int]
-) -> tuple[Record, list[Defect]]:
-    size = width, height = scan.width, scan.height
+def _image_defects(split: str, image: FoundImage, scan: ImageScan) -> list[Defect]:
+    """What is wrong or unusual of an image that can be read."""
     defects = []
+    size = width, height = scan.width, scan.height
     if image.declared_size not in (None, size):
-        defects.append(_size_defect(split, image, size))
-    boxes, kept = [], []
-    scale = (width, height) * 2 if image.normalised else (1, 1, 1, 1)
-    for found in image.objects:
-        annotated = found.box and tuple(value * factor for value, factor in zip(found.box, scale, strict=True))
-        box, problem = _checked_box(annotated, width, height)
-        if problem:
-            kind, detail, action = problem
-            file, what = image.name, found.what
-            severity = "warning"
-            defects.append(
-                Defect(kind=kind, severity=severity, split=split, file=file, object=what, detail=detail, action=action)
+        detail = "annotated as {}×{}, but the file shows {}×{} pixels".format(*image.declared_size, *size)
+        if image.declared_size == size[::-1]:
+            detail += " (annotated on the unrotated image? Its EXIF orientation turns it)"
+        action = "the file's size is used; the boxes may be wrong"
+        defects.append(_defect(split, image, kind="size-differs", severity="error", detail=detail, action=action))
+    if width * height > HUGE_PIXELS:
+        detail = f"{width}×{height} pixels, which take {3 * width * height / 1e6:.0f} MB in every loader"
+        defects.append(_defect(split, image, kind="image-huge", severity="warning", detail=detail, action="image kept"))
+    if max(size) > LONGEST_TO_SHORTEST * min(size):
+        detail = f"{width}×{height} pixels: made to fit the detector, its shorter side almost vanishes"
+        defects.append(
+            _defect(split, image, kind="image-elongated", severity="warning", detail=detail, action="image kept")
+        )
+    return defects
+
+
+def _gathered(images: Sequence[FoundImage], scans: Sequence[ImageScan], classes: Sequence[str]) -> Boxes:
+    """All objects of the images as arrays: of a million, objects of Python would fill the memory."""
+    label_of = {name: label for label, name in enumerate(classes, start=1)}
+    owners, corners, labels, crowds, areas = array("q"), array("d"), array("q"), array("B"), array("d")
+    for index, image in enumerate(images):
+        for found in image.objects:
+            owners.append(index)
+            corners.extend(NO_BOX if found.box is None else found.box)
+            labels.append(label_of.get(found.class_name, 0))
+            crowds.append(found.iscrowd)
+            areas.append(np.nan if found.area is None else found.area)
+    owner = np.array(owners, dtype=np.int64)
+    sizes = np.array([(scan.width, scan.height) for scan in scans], dtype=np.float64).reshape(-1, 2)
+    in_shares = np.array([image.normalised for image in images], dtype=bool)
+    scale = np.where(in_shares[:, None], np.tile(sizes, 2), 1.0)
+    return Boxes(
+        image=owner,
+        corners=np.array(corners, dtype=np.float64).reshape(-1, 4) * scale[owner],
+        labels=np.array(labels, dtype=np.int64),
+        iscrowd=np.array(crowds, dtype=np.uint8),
+        area=np.array(areas, dtype=np.float64),
+        size=sizes[owner],
+    )
+
+
+def _namer(images: Sequence[FoundImage], owner: np.ndarray) -> Callable[[int], str]:
+    """A function from the number of an object to what it is called in messages."""
+    latest: tuple[int, list[str]] = (-1, [])
+
+    def name(number: int) -> str:
+        nonlocal latest
+        index = int(owner[number])
+        if latest[0] != index:
+            latest = index, [found.what for found in images[index].objects]
+        return latest[1][number - np.searchsorted(owner, index)]
+
+    return name
+
+
+def _box_defects(
+    split: str,
+    images: Sequence[FoundImage],
+    owner: np.ndarray,
+    names: Callable[[int], str],
+    findings: Iterable[Finding],
+    numbers: Sequence[int],
+) -> list[Defect]:
+    """The findings on boxes by file and object; `numbers` are those of the findings' boxes among all objects."""
+    return [
+        _defect(
+            split,
+            images[owner[numbers[box]]],
+            kind=finding.kind,
+            severity=finding.severity,
+            object=names(numbers[box]),
+            detail=finding.detail(box),
+            action=finding.action,
+        )
+        for finding in findings
+        for box in finding.boxes
+    ]
+
+
+def _records(
+    images: Sequence[FoundImage], scans: Sequence[ImageScan], boxes: Boxes, counts: np.ndarray, left_out: set[int]
+) -> list[Record]:
+    """A record an image, with its share of the arrays, numbered from 1."""
+    areas = _areas(boxes)
+    records = []
+    for index, (image, scan, end) in enumerate(zip(images, scans, np.cumsum(counts), strict=True)):
+        if index in left_out:
+            continue
+        own = slice(end - counts[index], end)
+        records.append(
+            Record(
+                image_id=len(records) + 1,
+                name=image.name,
+                path=image.path,
+                width=scan.width,
+                height=scan.height,
+                boxes=boxes.corners[own],
+                labels=boxes.labels[own],
+                iscrowd=boxes.iscrowd[own],
+                area=areas[own],
+                sha256=scan.sha256,
             )
-        if box:
-            boxes.append(box)
-            kept.append(found)
-    boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-    record = Record(
-        image_id=image_id,
-        name=image.name,
-        path=image.path,
-        width=width,
-        height=height,
-        boxes=boxes,
-        labels=np.array([labels[found.class_name] for found in kept], dtype=np.int64),
-        iscrowd=np.array([found.iscrowd for found in kept], dtype=np.uint8),
-        area=_areas(boxes, [found.area for found in kept]),
-        sha256=scan.sha256,
-    )
-    return record, defects
+        )
+    return records
 
 
-def _size_defect(split: str, image: FoundImage, size: tuple[int, int]) -> Defect:
-    annotated = "{}×{}".format(*image.declared_size)
-    detail = "annotated as {}, but the file shows {}×{} pixels".format(annotated, *size)
-    if image.declared_size == size[::-1]:
-        detail += " (annotated on the unrotated image? Its EXIF orientation turns it)"
-    return Defect(
-        kind="size-differs",
-        severity="error",
-        split=split,
-        file=image.name,
-        object=None,
-        detail=detail,
-        action="the file's size is used; the boxes may be wrong",
-    )
-
-
-def _checked_box(
-    box: tuple[float, ...] | None, width: int, height: int
-) -> tuple[tuple[float, ...] | None, tuple[str, str, str] | None]:
-    """(box or None, None or (kind, detail, action)): clipped to the image, or dropped where nothing is left of it."""
-    dropped = "box dropped"
-    if box is None:
-        return None, ("box-malformed", "the box is not four numbers", dropped)
-    if not all(map(math.isfinite, box)):
-        return None, ("box-not-finite", f"the box is {_written(box)}", dropped)
-    x1, y1, x2, y2 = box
-    if x2 - x1 < SMALLEST_SIDE or y2 - y1 < SMALLEST_SIDE:
-        return None, ("box-no-size", f"the box {_written(box)} is {x2 - x1:g}×{y2 - y1:g} pixels", dropped)
-    clipped = (min(max(x1, 0.0), width), min(max(y1, 0.0), height), min(max(x2, 0.0), width), min(max(y2, 0.0), height))
-    over = max(abs(before - after) for before, after in zip(box, clipped, strict=True))
-    if clipped[2] - clipped[0] < SMALLEST_SIDE or clipped[3] - clipped[1] < SMALLEST_SIDE:
-        return None, ("box-outside", f"the box {_written(box)} lies outside the {width}×{height} image", dropped)
-    if over > CLIP_TOLERANCE:
-        detail = f"the box {_written(box)} leaves the {width}×{height} image by {over:g} pixels"
-        return clipped, ("box-over-edge", detail, "box clipped")
-    return clipped, None
-
-
-def _written(box: tuple[float, ...]) -> str:
-    return "[" + ", ".join(f"{value:g}" for value in box) + "]"
-
-
-def _areas(boxes: np.ndarray, given: Sequence[float | None]) -> np.ndarray:
+def _areas(boxes: Boxes) -> np.ndarray:
     """The annotated (mask) area where it makes sense, never more than the box's own."""
-    sides = boxes[:, 2:] - boxes[:, :2]
-    of_boxes = sides[:, 0] * sides[:, 1]
-    # `not value > 0` is true of NaN as well.
-    of_masks = np.array([math.inf if value is None or not value > 0 else value for value in given], dtype=np.float64)
-    return np.minimum(of_boxes, of_masks)
+    of_boxes = np.prod(boxes.corners[:, 2:] - boxes.corners[:, :2], axis=1)
+    return np.where(boxes.area > 0, np.minimum(of_boxes, boxes.area), of_boxes)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.balance import class_defects
 from data.checks import checked_records
 from data.generated import generated_data
 from data.given_files import read_given
@@ -11,6 +12,7 @@ from data.recognise import read_path
 from data.records import DataError, Defect, DetectionData
 from data.scan import scan_images
 from data.splits import complete_splits, in_two_splits
+from data.survey import boxes_by_class
 from data_options import DataOptions
 
 DEFAULTS = DataOptions()
@@ -51,6 +53,7 @@ def open_data(
     for split, images in parts.items():
         splits[split], more = checked_records(split, images, found.classes, scans, options)
         defects += more
+    counts = {split: boxes_by_class(records, len(found.classes)) for split, records in splits.items()}
     data = DetectionData(
         name=name,
         format=found.format,
@@ -58,6 +61,7 @@ def open_data(
         classes=found.classes,
         splits=splits,
         defects=defects + in_two_splits(splits),
+        class_defects=class_defects(counts, found.classes),
         split_rule=rule,
         notes=found.notes,
     )

@@ -1,6 +1,5 @@
 """What every reader produces: records, defects, and the description of a whole data set."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data import fingerprint
+from data.told import defect_lines
 
 REFUSED = "training refuses the data"  # the action on a defect that a person must mend
 NO_CLASS = "N/A"  # as torchvision's COCO models name the numbers that are no class
@@ -42,9 +42,9 @@ class Defect:
     """Something wrong in the data, and what the reader did about it."""
 
     kind: str
-    severity: str  # "error": the data need mending; "warning": usable as read
+    severity: str  # "error": results will be wrong; "warning": one should look; "note": unusual, and handled
     split: str
-    file: str
+    file: str  # "": the split as a whole
     object: str | None
     detail: str
     action: str
@@ -55,8 +55,12 @@ class Defect:
         return self.action == REFUSED
 
     def __str__(self) -> str:
-        where = f"{self.file}, {self.object}" if self.object else self.file
-        return f"{self.severity}: {self.split}: {where}: {self.detail} ({self.action})"
+        return f"{self.severity}: {self.where}: {self.detail} ({self.action})"
+
+    @property
+    def where(self) -> str:
+        """Split, file and object, as far as there are any."""
+        return f"{self.split}: " + ", ".join(filter(None, (self.file, self.object)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,7 +72,8 @@ class DetectionData:
     root: Path | None
     classes: tuple[str, ...]  # label i is classes[i - 1]; the background is not among them
     splits: dict[str, list[Record]]
-    defects: list[Defect] = field(default_factory=list)
+    defects: list[Defect] = field(default_factory=list)  # of files, images and objects
+    class_defects: list[Defect] = field(default_factory=list)  # of how the classes are spread over the splits
     split_rule: str
     notes: Sequence[str] = ()  # how the files were understood
 
@@ -77,6 +82,10 @@ class DetectionData:
         if split not in self.splits:
             raise DataError(f"{self.name} has no split {split!r}. It has: {', '.join(self.splits)}.")
         return self.splits[split]
+
+    @property
+    def all_defects(self) -> list[Defect]:
+        return self.defects + self.class_defects
 
     @cached_property
     def _split_digests(self) -> dict[str, str]:
@@ -108,8 +117,8 @@ class DetectionData:
         """16 hex digits of the whole data set: of all its splits, by name."""
         return fingerprint.of_splits({split: self.split_fingerprint(split) for split in self.splits})
 
-    def describe(self) -> list[str]:
-        """Lines for people: what was found."""
+    def describe(self, named: int = 0) -> list[str]:
+        """Lines for people: what was found, and of each kind of defect how many and the first `named` of them."""
         where = f" in {self.root}" if self.root else ""
         kind = "" if self.format == self.name else f"{self.format}{where}; "
         lines = [f"{self.name}: {kind}{self.split_rule}", *(f"  {note}" for note in self.notes)]
@@ -118,8 +127,5 @@ class DetectionData:
             empty = sum(len(record.boxes) == 0 for record in records)
             lines.append(f"  {split}: {len(records)} images, {boxes} boxes, {empty} images without objects")
         lines.append(f"  {len(self.classes)} classes: {', '.join(self.classes)}")
-        if self.defects:
-            kinds = Counter((defect.severity, defect.kind) for defect in self.defects)
-            found = ", ".join(f"{count} {kind} ({severity})" for (severity, kind), count in kinds.items())
-            lines.append(f"  defects: {found}")
+        lines += [f"  {line}" for line in defect_lines(self.all_defects, named)]
         return lines

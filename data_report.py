@@ -1,0 +1,106 @@
+"""The report on a data set: its numbers, figure and defects, as check_data.py prints it and every run keeps it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from data.records import DetectionData
+from data.survey import STEPS_AN_OCTAVE, survey
+from data.told import defect_lines, tally
+
+MOST_CLASSES = 16  # in the table: of more, the commonest and the rarest
+RAREST = 5
+LONGEST_NAME = 32
+BAR = 40  # characters
+
+
+def report(data: DetectionData) -> dict[str, Any]:
+    """What `check_data.py --json` prints."""
+    return {
+        **{"name": data.name, "format": data.format, "root": str(data.root) if data.root else None},
+        **{"split_rule": data.split_rule, "fingerprint": data.fingerprint},
+        **survey(data),
+        "defects": [asdict(defect) for defect in data.all_defects],
+    }
+
+
+def text(data: DetectionData, numbers: dict[str, Any], named: int | None) -> str:
+    """The report for people, from `report`'s numbers; of each kind of defect the first `named`, or all with None."""
+    where = f"{data.format}{f' in {data.root}' if data.root else ''}"
+    parts = [
+        [f"{data.name}: {where}; {data.split_rule}", f"fingerprint {data.fingerprint}"],
+        [*_table(_splits(numbers)), _sizes(numbers["image_sizes"])],
+        _table(_classes(numbers)),
+        _histogram(numbers),
+        [tally(data.all_defects), *defect_lines(data.all_defects, named)],
+    ]
+    return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def _table(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Rows in columns: the first to the left, the others to the right."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _splits(numbers: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    yield "split", "images", "without objects", "boxes", "an image: least", "median", "most"
+    for split, counts in numbers["splits"].items():
+        spread = numbers["boxes_an_image"][split].values()
+        shown = counts["images"], counts["empty"], counts["boxes"], *spread
+        yield split, *(f"{value:g}" if value < 1e6 else str(value) for value in shown)
+
+
+def _sizes(sizes: Sequence[dict[str, int]]) -> str:
+    shown = [f"{one['width']}×{one['height']}" for one in sizes[:3]]
+    if len(sizes) == 1:
+        return f"all images are {shown[0]} pixels"
+    least = min(sizes, key=lambda one: one["width"] * one["height"])
+    most = max(sizes, key=lambda one: one["width"] * one["height"])
+    ends = "{}×{} to {}×{} pixels".format(*(one[side] for one in (least, most) for side in ("width", "height")))
+    return f"images: {len(sizes)} sizes, {ends}; the commonest {', '.join(shown)}"
+
+
+def _classes(numbers: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    by_split, totals = numbers["classes_by_split"], numbers["classes"]
+    yield "class", *by_split, "all", "share", "side in pixels: 5 %", "median", "95 %"
+    every = sum(totals.values()) or 1
+    names = sorted(totals, key=totals.get, reverse=True)
+    left_out = len(names) - MOST_CLASSES
+    for number, name in enumerate(names):
+        if left_out > 1 and MOST_CLASSES - RAREST <= number < len(names) - RAREST:
+            if number == MOST_CLASSES - RAREST:
+                yield f"… {left_out} more", *([""] * (len(by_split) + 5))
+            continue
+        sides = numbers["box_sides"].get(name, ["", "", ""])
+        counts = [*(str(boxes[name]) for boxes in by_split.values()), str(totals[name])]
+        sides = [f"{side:.0f}" if side != "" else "" for side in sides]
+        yield _short(name), *counts, f"{100 * totals[name] / every:.1f} %", *sides
+
+
+def _histogram(numbers: dict[str, Any]) -> list[str]:
+    """A bar for each doubling of the side."""
+    edges = numbers["side_histogram"]["edges"][::STEPS_AN_OCTAVE]
+    fine = numbers["side_histogram"]["boxes"]
+    counts = [sum(fine[start : start + STEPS_AN_OCTAVE]) for start in range(0, len(fine), STEPS_AN_OCTAVE)]
+    held = [index for index, count in enumerate(counts) if count]
+    if not held:
+        return ["no boxes"]
+    rows = [("side √(w·h)", "boxes", "")]
+    for index in range(held[0], held[-1] + 1):
+        bar = "█" * round(BAR * counts[index] / max(counts))
+        rows.append((f"{edges[index]:g}–{edges[index + 1]:g}", str(counts[index]), bar.ljust(BAR)))
+    total = sum(numbers["box_areas"].values())
+    shares = ", ".join(f"{name} {100 * count / total:.0f} %" for name, count in numbers["box_areas"].items())
+    return [*_table(rows), f"by COCO's bounds of 32² and 96² pixels: {shares}"]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

@@ -1,0 +1,235 @@
+"""Defects of files, boxes and classes, each by name, and what --on-defect and --empty make of them."""
+
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+import pytest
+
+from data.balance import class_defects
+from data.boxes import CLIP_TOLERANCE
+from data.checks import checked_records
+from data.found import FoundImage, FoundObject
+from data.open import open_data
+from data.pairs import first_of_same, near_pairs
+from data.records import REFUSED, DataError
+from data.scan import ImageScan
+from data_options import DataOptions
+from tests.conftest import REAL_DATA, needs_real_data
+from tests.test_data_readers import coco, write_coco
+
+CLASSES = ("cat", "dog")
+
+
+def image_of(*boxes, name="a.jpg", declared=None):
+    """A found image of (class, box) pairs, or (class, box, iscrowd)."""
+    objects = [
+        FoundObject(what=f"object {number}", class_name=kind, box=box, iscrowd=sum(rest))
+        for number, (kind, box, *rest) in enumerate(boxes, start=1)
+    ]
+    return FoundImage(name=name, path=Path(name), declared_size=declared, objects=objects)
+
+
+def checked(*images, split="train", size=(400, 300), **options):
+    scans = {image.path: ImageScan(width=size[0], height=size[1], sha256="0") for image in images}
+    return checked_records(split, images, CLASSES, scans, DataOptions(**options))
+
+
+def kinds(defects):
+    return [(defect.kind, defect.object, defect.action) for defect in defects]
+
+
+FINE = ("cat", (10, 10, 50, 60))
+OVER, ROUNDED = ("dog", (350, 10, 420, 60)), ("dog", (350, 10, 400 + CLIP_TOLERANCE, 60))
+NOTHING, OUTSIDE, UNREAD = ("cat", (20, 20, 20, 50)), ("cat", (500, 10, 520, 60)), ("cat", None)
+
+
+def test_what_is_outside_is_clipped_and_what_is_no_box_dropped():
+    (record,), defects = checked(image_of(FINE, OVER, ROUNDED, NOTHING, OUTSIDE, UNREAD))
+    assert record.boxes.tolist() == [[10, 10, 50, 60], [350, 10, 400, 60], [350, 10, 400, 60]]
+    assert kinds(defects)[:4] == [
+        ("box-malformed", "object 6", "box dropped"),
+        ("box-no-size", "object 4", "box dropped"),
+        ("box-outside", "object 5", "box dropped"),
+        ("box-over-edge", "object 2", "box clipped"),
+    ]
+    assert {defect.severity for defect in defects} == {"warning"}
+    assert defects[3].detail == "the box [350, 10, 420, 60] leaves the 400×300 image by 20 pixels"
+
+
+def test_on_defect_drop_takes_boxes_that_leave_the_image_too_but_not_for_rounding():
+    (record,), defects = checked(image_of(FINE, OVER, ROUNDED, ("cat", (-1, 10, 30, 60))), on_defect="drop")
+    assert record.boxes.tolist() == [[10, 10, 50, 60], [350, 10, 400, 60]]
+    assert kinds(defects) == [
+        ("box-over-edge", "object 2", "box dropped"),
+        ("box-over-edge", "object 4", "box dropped"),
+    ]
+
+
+def test_on_defect_fail_refuses_wrong_boxes_and_not_suspicious_ones():
+    _, defects = checked(image_of(FINE, OVER, NOTHING, ("cat", (5, 5, 6, 6))), on_defect="fail")
+    assert [(d.kind, d.severity, d.refused) for d in defects] == [
+        ("box-no-size", "error", True),
+        ("box-over-edge", "error", True),
+        ("box-tiny", "warning", False),
+    ]
+
+
+def test_an_unknown_class_is_refused_under_every_policy():
+    for on_defect in ("clip", "drop", "fail"):
+        _, (defect,) = checked(image_of(FINE, ("cow", (5, 5, 60, 60)), ("dog", (0, 0, 9, 9))), on_defect=on_defect)
+        assert kinds([defect]) == [("class-unknown", "object 2", REFUSED)] and defect.severity == "error"
+
+
+def test_empty_drop_leaves_images_without_objects_out_of_train_alone():
+    images = image_of(name="a.jpg"), image_of(FINE, name="b.jpg"), image_of(NOTHING, name="c.jpg")
+    records, defects = checked(*images, empty="drop")
+    assert [(record.image_id, record.name, len(record.boxes)) for record in records] == [(1, "b.jpg", 1)]
+    left_out = [(d.file, d.severity) for d in defects if d.kind == "image-without-objects"]
+    assert left_out == [("a.jpg", "note"), ("c.jpg", "note")]
+    for split, empty in (("val", "drop"), ("train", "keep")):
+        records, defects = checked(*images, split=split, empty=empty)
+        assert [record.name for record in records] == ["a.jpg", "b.jpg", "c.jpg"]
+        assert [d.kind for d in defects] == ["box-no-size"]
+
+
+def test_suspicious_boxes_are_named_and_kept():
+    boxes = [
+        ("cat", (100, 100, 200, 200)),
+        ("cat", (100, 100, 200, 200)),  # the same again
+        ("dog", (100, 100, 200, 200)),  # the same, of another class
+        ("cat", (102, 101, 201, 200)),  # nearly the same
+        ("dog", (102, 101, 201, 200.5)),  # nearly the same as the dog
+        ("dog", (0, 0, 400, 299)),  # all of the image
+        ("cat", (7, 7, 8, 30)),  # narrow
+        ("cat", (7, 7, 8, 30), 1),  # a crowd may be anything
+    ]
+    (record,), defects = checked(image_of(*boxes))
+    assert len(record.boxes) == len(boxes)
+    assert [(d.kind, d.object, d.severity) for d in defects] == [
+        ("box-tiny", "object 7", "warning"),
+        ("box-whole-image", "object 6", "warning"),
+        ("box-duplicate", "object 2", "warning"),
+        ("box-near-duplicate", "object 4", "warning"),
+        ("box-near-duplicate", "object 5", "warning"),
+        ("labels-conflict", "object 3", "warning"),
+    ]
+    details = [defect.detail for defect in defects]
+    assert "1×23 pixels" in details[0] and "object 1" in details[2] and "object 3" in details[4]
+    assert details[3] == "IoU 0.96 with object 1" and "object 1" in details[5]
+
+
+def test_numbers_of_objects_hold_across_images_and_dropped_boxes():
+    images = [image_of(NOTHING, ("cat", (1, 1, 9, 9), 1), FINE, FINE, name=f"{number}.jpg") for number in range(3)]
+    _, defects = checked(*images[::-1])
+    assert [(d.kind, d.file, d.object) for d in defects] == [
+        *(("box-no-size", f"{number}.jpg", "object 1") for number in range(3)),
+        *(("box-duplicate", f"{number}.jpg", "object 4") for number in range(3)),
+    ]
+    assert {d.detail for d in defects[3:]} == {"the same box and class as object 3"}
+
+
+def test_a_label_is_suspect_where_the_size_is_another_classes():
+    random = np.random.default_rng(0)
+
+    def of_side(kind, side):
+        x, y = random.uniform(5, 100, 2)
+        return kind, (x, y, x + side, y + side)
+
+    images = [
+        image_of(of_side("cat", random.uniform(18, 22)), of_side("dog", random.uniform(90, 110)), name=f"{number}.jpg")
+        for number in range(40)
+    ]
+    wrong = image_of(of_side("dog", 20), of_side("cat", 300), ("dog", (0, 5, 20, 25)), name="wrong.jpg")
+    _, defects = checked(*images, wrong, size=(600, 600))
+    # The second is like no class, and the edge cuts the third off.
+    assert [(d.kind, d.file, d.object) for d in defects] == [("label-suspect", "wrong.jpg", "object 1")]
+    assert "is 20 pixels, that of dog 9" in defects[0].detail and "of cat 19–2" in defects[0].detail
+
+
+def test_sizes_of_images():
+    (record,), (defect,) = checked(image_of(FINE, declared=(300, 400)))
+    assert (defect.kind, defect.severity, record.width) == ("size-differs", "error", 400) and "EXIF" in defect.detail
+    assert [d.kind for d in checked(image_of(FINE), size=(8000, 7000))[1]] == ["image-huge"]
+    assert [d.kind for d in checked(image_of(FINE), size=(4000, 60))[1]] == ["image-elongated"]
+
+
+def test_pairs_are_those_of_the_plain_definition():
+    random = np.random.default_rng(1)
+    corners = random.integers(0, 12, (300, 2)).astype(float)
+    boxes = np.concatenate([corners, corners + random.integers(5, 12, (300, 2))], axis=1)
+    group = np.sort(random.integers(0, 4, 300))
+
+    def iou(a, b):
+        width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+        shared = max(0, width) * max(0, height)
+        return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+    for least in (0.3, 0.8):
+        first, second, overlap = near_pairs(group, boxes, least)
+        plain = [(i, j, iou(boxes[i], boxes[j])) for i in range(300) for j in range(i + 1, 300) if group[i] == group[j]]
+        expected = [(i, j, value) for i, j, value in plain if value > least]
+        assert list(zip(first.tolist(), second.tolist(), strict=True)) == [(i, j) for i, j, _ in expected]
+        np.testing.assert_allclose(overlap, [value for _, _, value in expected])
+    same = [next(j for j in range(300) if (group[j], *boxes[j]) == (group[i], *boxes[i])) for i in range(300)]
+    assert first_of_same(group, boxes).tolist() == same
+    assert len(near_pairs(group[:0], boxes[:0], 0.8)[0]) == len(first_of_same(group[:0], boxes[:0])) == 0
+
+
+def test_a_crowded_image_takes_no_time():
+    random = np.random.default_rng(0)
+    corners = random.uniform(0, 4000, (20_000, 2))
+    boxes = np.concatenate([corners, corners + random.uniform(20, 60, (20_000, 2))], axis=1)
+    started = monotonic()
+    first, _, _ = near_pairs(np.zeros(20_000, dtype=int), boxes, 0.8)
+    assert len(first) > 10 and monotonic() - started < 5  # 0.1 s; all 200 million pairs would take a minute
+
+
+def test_classes_that_a_split_lacks_or_has_too_much_of():
+    names = ("common", "rare", "unseen", "only-val", "only-train", "shifted")
+    counts = {"train": np.array([4000, 100, 0, 0, 300, 300]), "val": np.array([300, 10, 0, 5, 0, 300])}
+    found = [(d.kind, d.severity, d.split, d.object) for d in class_defects(counts, names)]
+    assert found == [
+        ("class-without-boxes", "warning", "train", "class unseen"),
+        ("class-not-in-train", "error", "val", "class only-val"),
+        ("class-not-in-split", "warning", "val", "class only-train"),
+        ("class-imbalance", "warning", "train", "class rare"),
+        ("class-balance-differs", "warning", "val", "class shifted"),
+    ]
+
+
+def test_training_is_refused_by_name_and_told_otherwise(tmp_path):
+    bad = [(1, 1, [5, 5, 0, 3]), (1, 1, [30, 5, 20, 3]), (1, 3, [1, 1, 9, 9])]
+    write_coco(tmp_path, {"train": coco([(1, "a.jpg"), (2, "b.jpg")], bad), "val": coco([(1, "z.jpg")], bad[2:])})
+    data = open_data(tmp_path, DataOptions(empty="drop"))
+    told = "\n".join(data.describe(named=1))
+    assert "warning: 1 box-no-size (box dropped)\n      train: train2017/a.jpg, annotation 0 (cat): the box" in told
+    assert "1 box-over-edge (box clipped)" in told
+    assert "note: 1 image-without-objects (left out of training (--empty drop))" in told
+    assert "train: 1 images, 2 boxes, 0 images without objects" in told
+    with pytest.raises(DataError) as refused:
+        open_data(tmp_path, DataOptions(on_defect="fail"))
+    assert "1 box-no-size: train: train2017/a.jpg, annotation 0 (cat)" in str(refused.value)
+    assert "1 box-over-edge" in str(refused.value) and "python check_data.py" in str(refused.value)
+
+
+@needs_real_data
+def test_bccd_defects_by_name():
+    defects = open_data(Path(REAL_DATA) / "bccd").all_defects
+
+    def files(kind):
+        return [(Path(d.file).stem[-5:], d.split) for d in defects if d.kind == kind]
+
+    assert files("box-no-size") == [("00343", "train"), ("00338", "val")]
+    assert len(files("box-near-duplicate")) == 8
+    assert files("label-suspect") == [("00113", "train"), ("00133", "train"), ("00135", "test")]
+    assert {d.severity for d in defects if d.kind.startswith(("box", "label", "class"))} == {"warning"}
+
+
+@needs_real_data
+def test_facemask_defects_by_name():
+    defects = open_data(Path(REAL_DATA) / "facemask").all_defects
+    tiny = [defect for defect in defects if defect.kind == "box-tiny"]
+    assert len(tiny) == 3 and all("the box is 1×2 pixels" in d.detail and d.action == "box kept" for d in tiny)
+    assert [d.object for d in defects if d.kind == "class-imbalance"] == ["class mask_weared_incorrect"]
+    assert not [d for d in defects if "dropped" in d.action]

@@ -116,7 +116,7 @@ def test_the_same_boxes_come_from_every_format_and_from_their_export(tmp_path_fa
         write(folder / name, images) if name in ("voc", "yolo") else write(_made(folder / name), images)
         data = open_data(folder / name)
         changed = [each for each in data.defects if each.action not in ("box kept", "image kept")]
-            assert (data.format, changed, set(data.classes)) == (name, [], set(NAMES))
+        assert (data.format, changed, set(data.classes)) == (name, [], set(NAMES))
         found = everything(data)
         assert found.keys() == wanted.keys()
         for file, objects in wanted.items():

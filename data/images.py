@@ -62,16 +62,24 @@ def read_image(path: Path | str) -> np.ndarray:
     The EXIF orientation is applied (one that is not 1..8 is ignored), alpha lies over white, 16 bits are scaled to 8,
     grey, palette, CMYK and Lab become RGB. Raises DataError naming the file where it is missing, damaged or truncated.
     """
-    with _named_errors(path):
-        with _file(path) as file:
-            data = file.read()
-        with _opened(io.BytesIO(data)) as image:
-            orientation = _orientation(image)
-            _require_whole(image, data)
-            pixels = _fast_jpeg(image, data)
-            if pixels is None:
-                pixels = _to_rgb(image)
-            return _oriented(pixels, orientation)
+    return pixels_of(content_of(path), path)
+
+
+def content_of(path: Path | str) -> bytes:
+    """The file's bytes; DataError where there is no file that can be read."""
+    with _named_errors(path), _file(path) as file:
+        return file.read()
+
+
+def pixels_of(content: bytes, path: Path | str) -> np.ndarray:
+    """What read_image returns, from the bytes that were read from `path`."""
+    with _named_errors(path), _opened(io.BytesIO(content)) as image:
+        orientation = _orientation(image)
+        _require_whole(image, content)
+        pixels = _fast_jpeg(image, content)
+        if pixels is None:
+            pixels = _to_rgb(image)
+        return _oriented(pixels, orientation)
 
 
 def displayed_size(path: Path | str) -> tuple[int, int]:
@@ -110,9 +118,16 @@ KINDS = (
 GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 
 
-def image_facts(path: Path | str) -> ImageFacts:
-    """What is unusual of a file, from its header alone; DataError where it is no image that read_image knows."""
-    with _named_errors(path), _file(path) as file, _opened(file) as image:
+def image_facts(path: Path | str, content: bytes | None = None) -> ImageFacts:
+    """What is unusual of a file, from its header alone; DataError where it is no image that read_image knows.
+
+    `content` is the file's, where that is read already.
+    """
+    with (
+        _named_errors(path),
+        _file(path) if content is None else io.BytesIO(content) as file,
+        _opened(file) as image,
+    ):
         orientation, damaged = _written_orientation(image)
         holds = {
             "greyscale": image.mode in GREY_MODES or image.mode.startswith("I;"),

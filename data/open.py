@@ -8,10 +8,11 @@ from data.checks import checked_records
 from data.generated import generated_data
 from data.given_files import read_given
 from data.layout import listed
+from data.leakage import duplicates
 from data.recognise import read_path
 from data.records import DataError, Defect, DetectionData
 from data.scan import scan_images
-from data.splits import complete_splits, in_two_splits
+from data.splits import complete_splits
 from data.survey import boxes_by_class
 from data_options import DataOptions
 
@@ -34,6 +35,8 @@ def open_data(
     """
     given = options.given_files
     if str(where) == "generated" and not given:
+        if options.splits or options.split_by:
+            raise DataError("--splits and --split-by are for image files: generated data are drawn in their splits")
         train, val, test = generated_images
         return generated_data(seed=seed, train=train, val=val, test=test)
     path = Path(options.folder_of_files if str(where) == "generated" else where).expanduser().resolve()
@@ -44,11 +47,11 @@ def open_data(
     if found.splits.get("train") == []:  # what is wrong with them says more than that there are none
         _refuse(name, found.defects, path)
     images = [image for images in found.splits.values() for image in images]
-    scans = scan_images([image.path for image in images if image.path is not None])
+    scans = scan_images([image.path for image in images if image.path is not None], found.root)
     if given and "train" not in found.splits:  # to score: there is nothing to split
         parts, defects, rule = found.splits, found.defects, "the splits that are given"
     else:
-        parts, defects, rule = complete_splits(path, found.splits, found.defects)
+        parts, defects, rule = complete_splits(path, found.splits, found.defects, scans, options)
     splits = {}
     for split, images in parts.items():
         splits[split], more = checked_records(split, images, found.classes, scans, options)
@@ -60,7 +63,7 @@ def open_data(
         root=found.root,
         classes=found.classes,
         splits=splits,
-        defects=defects + in_two_splits(splits),
+        defects=defects + duplicates(parts, scans),
         class_defects=class_defects(counts, found.classes),
         split_rule=rule,
         notes=found.notes,

@@ -5,7 +5,7 @@ import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,16 @@ def script_runner(folder: Path) -> Script:
         )
 
     return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def scans_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keeps what scans saw of images out of the repository's own folder."""
+    from data import scan_cache
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan_cache, "FOLDER", tmp_path_factory.mktemp("scans"))
+        yield scan_cache.FOLDER
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from tests.conftest import REAL_DATA, needs_real_data
 
 
 def write_image(path, size=(40, 30), **options):
+    """An image that looks like no other of another name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, "teal").save(path, **options)
+    cells = np.random.default_rng(list(path.name.encode())).integers(0, 256, (6, 8, 3), np.uint8)
+    Image.fromarray(cells).resize(size).save(path, **options)
 
 
 def coco(images, annotations=(), categories=((1, "cat"), (3, "dog"))):
@@ -329,6 +332,7 @@ def test_bccd():
     assert [(d.kind, d.split, Path(d.file).stem) for d in data.defects if d.action == "box dropped"] == [
         ("box-no-size", "train", "BloodImage_00343"),
         ("box-no-size", "val", "BloodImage_00338"),
+        ("near-duplicate-in-two-splits", "val", "BloodImage_00037"),
     ]
     assert data.fingerprint == open_data(Path(REAL_DATA) / "bccd" / "BCCD").fingerprint
 
@@ -342,3 +346,5 @@ def test_facemask():
     labels = np.concatenate([r.labels for records in data.splits.values() for r in records])
     assert len(boxes) == 4021 and np.bincount(labels).tolist()[:2] == [0, 121]
     assert sum(d.kind.startswith("box") and d.action == "box dropped" for d in data.defects) == 0
+    kinds = Counter(d.kind for d in data.defects if "duplicate" in d.kind or "two-splits" in d.kind)
+    assert kinds == {"near-duplicate-image": 18, "near-duplicate-in-two-splits": 2}  # each looked at: the same scene

@@ -1,0 +1,152 @@
+"""Splits that a user writes down (--splits): which image is in which split.
+
+- a .json file, {"train": [names], "val": [names]}, or with a value to each name, as every run keeps its own
+- a .csv file with a column of names and one called split
+- a folder with train.txt, val.txt …: a name a line
+
+Names are paths relative to the data set's root; where there is no such path, the file name alone, with or without its
+suffix, if only one image has it.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from data.found import FoundImage
+from data.records import DataError
+
+SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}  # what we call otherwise
+NAME_COLUMNS = ("name", "image", "filename", "file_name", "file", "path", "image_path")
+FORMS = (
+    "a .json file {split: [names]}, a .csv file with the columns name and split, or a folder of train.txt, val.txt …"
+)
+
+
+def assigned(
+    file: Path, data: Path, splits: Mapping[str, Sequence[FoundImage]]
+) -> tuple[dict[str, list[FoundImage]], str]:
+    """(the images of `splits` as `file` distributes them, the rule in words); what it does not name is left out."""
+    images = _by_name(data, splits)
+    find = _Finder(file, data, images)
+    split_of = {}
+    for split, name in _entries(file):
+        image = find(name)
+        before = split_of.setdefault(image.name, split)
+        if before != split:
+            raise DataError(f"{file} has {image.name} in two splits, {before!r} and {split!r}. Leave it in one.")
+    named = {split: [] for split in sorted(set(split_of.values()), key=_usual_order)}
+    for name, split in split_of.items():
+        named[split].append(images[name])
+    missing = [split for split in ("train", "val") if not named.get(split)]
+    if missing:
+        raise DataError(f"{file} names no image of {' and '.join(missing)}, and training needs both.")
+    left_out = len(images) - len(split_of)
+    rule = f"splits as in {file}"
+    return named, rule + (f"; {left_out} of {len(images)} images are not in it and left out" if left_out else "")
+
+
+def _usual_order(split: str) -> tuple[int, str]:
+    usual = ("train", "val", "test")
+    return (usual.index(split) if split in usual else len(usual)), split
+
+
+def _by_name(data: Path, splits: Mapping[str, Sequence[FoundImage]]) -> dict[str, FoundImage]:
+    images = {}
+    for split, found in splits.items():
+        for image in found:
+            if image.name in images:
+                raise DataError(f"{data} lists {image.name} in {split!r} and before: --splits cannot say which counts.")
+            images[image.name] = image
+    return images
+
+
+class _Finder:
+    """From a name in the file to the image that it means."""
+
+    def __init__(self, file: Path, data: Path, images: Mapping[str, FoundImage]):
+        self.file, self.data, self.images = file, data, images
+        self.by_path = {str(image.path): image for image in images.values() if image.path is not None}
+        self.by_short_name: dict[str, list[FoundImage]] = {}
+        for name, image in images.items():
+            path = PurePosixPath(name)
+            for short in {path.name, path.stem}:
+                self.by_short_name.setdefault(short, []).append(image)
+
+    def __call__(self, name: str) -> FoundImage:
+        plain = name.replace("\\", "/").removeprefix("./")
+        if image := self.images.get(plain) or self.by_path.get(plain):
+            return image
+        found = self.by_short_name.get(PurePosixPath(plain).name, [])
+        if len(found) > 1:
+            several = ", ".join(image.name for image in found[:3])
+            raise DataError(f"{self.file} names {name!r}, which may be any of {several}. Write their paths.")
+        if not found:
+            example = next(iter(self.images), "none")
+            raise DataError(
+                f"{self.file} names {name!r}, which is no image of {self.data}. Its images are called like {example}"
+            )
+        return found[0]
+
+
+def _entries(file: Path) -> Iterator[tuple[str, str]]:
+    """(split, name) of every entry."""
+    if file.is_dir():
+        entries = _of_lists(file)
+    elif not file.is_file():
+        raise DataError(
+            f"There is no splits file {file}. Every run keeps its own among its artifacts in MLflow: data/splits.json"
+        )
+    elif file.suffix.lower() == ".json":
+        entries = _of_json(file)
+    elif file.suffix.lower() == ".csv":
+        entries = _of_csv(file)
+    else:
+        raise DataError(f"--splits {file} is not {FORMS}.")
+    for split, name in entries:
+        word = split.strip().lower()
+        yield SPLIT_WORDS.get(word, word), name.strip()
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+
+
+def _of_json(file: Path) -> Iterator[tuple[str, str]]:
+    try:
+        content = json.loads(_text(file))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file} is not JSON: {error}") from error
+    lists = content.values() if isinstance(content, dict) else [None]
+    if not all(isinstance(names, list | dict) and all(isinstance(name, str) for name in names) for names in lists):
+        raise DataError(f'{file} is not of the form {{"train": [names], "val": [names]}}.')
+    for split, names in content.items():
+        for name in names:
+            yield split, name
+
+
+def _of_csv(file: Path) -> Iterator[tuple[str, str]]:
+    rows = csv.DictReader(_text(file).splitlines())
+    columns = {(column or "").strip().lower(): column for column in rows.fieldnames or ()}
+    names = next((columns[word] for word in NAME_COLUMNS if word in columns), None)
+    if names is None or "split" not in columns:
+        raise DataError(f"{file} needs a header with the columns name and split; it has: {', '.join(columns)}.")
+    for number, row in enumerate(rows, start=2):
+        if not row[names] or not row[columns["split"]]:
+            raise DataError(f"{file}, line {number}: it needs a name and a split.")
+        yield row[columns["split"]], row[names]
+
+
+def _of_lists(folder: Path) -> Iterator[tuple[str, str]]:
+    files = [
+        path for path in sorted(folder.glob("*.txt")) if path.stem.lower() in (*SPLIT_WORDS, "train", "val", "test")
+    ]
+    if not files:
+        raise DataError(f"--splits {folder} is a folder without train.txt, val.txt or test.txt.")
+    for path in files:
+        for line in _text(path).splitlines():
+            if line.strip():
+                yield path.stem, line

@@ -6,6 +6,7 @@ from typing import Any
 
 import commandline
 from data_options import DataOptions
+from progress import say
 
 DEFECTS_NAMED = 5  # of each kind
 
@@ -22,6 +23,8 @@ class CheckConfig(DataOptions):
     """A folder or file as for train.py --data, or `generated`."""
     json: bool = False
     """Print JSON, with all defects, instead of a report."""
+    output: commandline.File = None
+    """Folder for the whole report (report.md, report.json) and its figure (survey.png)."""
 
 
 def main(config: CheckConfig) -> dict[str, Any]:
@@ -32,12 +35,18 @@ def main(config: CheckConfig) -> dict[str, Any]:
 def examine(config: CheckConfig) -> tuple[Any, dict[str, Any]]:
     """(the data, the report on them)."""
     import data_report
+    import workspace
     from data.open import open_data
 
     if config.data is None and config.train_annotations is None:
         raise commandline.ConfigError("Which data? Give a folder or file: python check_data.py PATH")
+    if config.output is not None:
+        workspace.require_writable(config.output)
     data = open_data(config.data, config, refuse=False)
     report = data_report.report(data)
+    if config.output is not None:
+        data_report.write(data, report, config.output)
+        say(f"the whole report, with a figure: {config.output}")
     return data, report
 
 

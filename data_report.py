@@ -1,12 +1,16 @@
 """The report on a data set: its numbers, figure and defects, as check_data.py prints it and every run keeps it."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from data.records import DetectionData
 from data.survey import STEPS_AN_OCTAVE, survey
 from data.told import defect_lines, tally
+from survey_figure import survey_figure
 
 MOST_CLASSES = 16  # in the table: of more, the commonest and the rarest
 RAREST = 5
@@ -26,15 +30,34 @@ def report(data: DetectionData) -> dict[str, Any]:
 
 def text(data: DetectionData, numbers: dict[str, Any], named: int | None) -> str:
     """The report for people, from `report`'s numbers; of each kind of defect the first `named`, or all with None."""
-    where = f"{data.format}{f' in {data.root}' if data.root else ''}"
     parts = [
-        [f"{data.name}: {where}; {data.split_rule}", f"fingerprint {data.fingerprint}"],
+        [data.describe()[0], f"fingerprint {data.fingerprint}"],
         [*_table(_splits(numbers)), _sizes(numbers["image_sizes"])],
         _table(_classes(numbers)),
         _histogram(numbers),
         [tally(data.all_defects), *defect_lines(data.all_defects, named)],
     ]
     return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def write(data: DetectionData, report: dict[str, Any], folder: Path) -> list[Path]:
+    """Write the whole report into the folder: report.md, report.json and survey.png; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    picture, told = "![classes, sizes, places](survey.png)", text(data, report, None)
+    contents = {
+        "report.md": f"# {data.name}\n\n{picture}\n\n```\n{told}\n```\n",
+        "report.json": json.dumps(report, ensure_ascii=False),
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(content, encoding="utf-8")
+    numbers = json.dumps({name: value for name, value in report.items() if name != "defects"})
+    (folder / "survey.png").write_bytes(_figure(numbers, f"{data.name}, fingerprint {data.fingerprint}"))
+    return [folder / name for name in (*contents, "survey.png")]
+
+
+@cache  # a process that trains many runs on the same data draws them once: half a second
+def _figure(numbers: str, title: str) -> bytes:
+    return survey_figure(json.loads(numbers), title)
 
 
 def _table(rows: Iterable[Sequence[str]]) -> list[str]:

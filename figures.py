@@ -1,4 +1,4 @@
-"""Pictures of detections and of training. The only door to supervision and to matplotlib."""
+"""Pictures of detections and of training. The only door to supervision."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

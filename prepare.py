@@ -34,7 +34,7 @@ from tracking import environment
 from tracking.journal import Journal
 from tracking.store import Store
 
-DEFECTS_NAMED = 3  # of each kind; the others are in the run's data/report.txt
+DEFECTS_NAMED = 3  # of each kind; the others are in the run's data/report.md
 
 
 @dataclass(frozen=True, kw_only=True)

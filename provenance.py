@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 
+import data_report
 import metrics
 from changes import changed_tag
 from live_run import LiveRun
@@ -58,7 +61,9 @@ def log_beginning(run: LiveRun, job: Job) -> None:
     for split, context in (("train", "training"), ("val", "validation")):
         name = f"{job.data.name}-{split}"
         tracked.dataset(name, job.data.split_fingerprint(split), str(job.data.root or "generated"), context, {})
-    tracked.text("\n".join([*job.data.describe(), *map(str, job.data.all_defects)]) + "\n", "data/report.txt")
+    with tempfile.TemporaryDirectory(prefix="data-") as folder:
+        for path in data_report.write(job.data, data_report.report(job.data), Path(folder)):
+            tracked.file(path, "data")
     run.log_detections("ground_truth_val", metrics.coco_ground_truth(job.data.records("val"), job.data.classes))
 
 

@@ -20,7 +20,7 @@ LAYERS = (
     ("saving", "changes"),
     ("publishing", "description", "series", "fetching", "syncing", "disk", "data_report"),
     ("workspace",),
-    ("config", "engine", "metrics", "figures", "formats", "tracking", "models", "data"),
+    ("config", "engine", "metrics", "figures", "survey_figure", "formats", "tracking", "models", "data"),
     ("data_options",),
     ("commandline", "progress", "pace", "retention"),
 )

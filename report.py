@@ -60,7 +60,9 @@ def log_validation(run: LiveRun, job: Job, scored: Any, *, improved: bool) -> No
 
 def class_table(scored: Any, job: Job) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows: a class's AP, AP50 and numbers of boxes."""
-    counts = {split: boxes_by_class(job.data.records(split), len(job.data.classes)) for split in ("train", "val")}
+    counts = {
+        split: boxes_by_class(job.data.records(split).labels, len(job.data.classes)) for split in ("train", "val")
+    }
     rows = []
     for number, name in enumerate(job.data.classes):
         scores = scored.per_class.get(name, {})  # none: the split has no box of it

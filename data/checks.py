@@ -1,12 +1,13 @@
 """From what a reader found to records: every file, size and box is checked here, once, and every defect is named."""
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data.boxes import Boxes, Finding, settle, suspicions
+from data.columns import Records
 from data.found import FoundImage
 from data.records import REFUSED, Defect, Record
 from data.scan import ImageScan
@@ -23,7 +24,7 @@ def checked_records(
     classes: Sequence[str],
     scans: Mapping[Path, ImageScan],
     options: DataOptions,
-) -> tuple[list[Record], list[Defect]]:
+) -> tuple[Records, list[Defect]]:
     """(records in order of name, defects) of one split's `images`; those that cannot be read have no record."""
     readable, seen, defects = [], [], []
     for image in sorted(images, key=lambda image: image.name):
@@ -45,7 +46,7 @@ def checked_records(
     counts = np.bincount(boxes.image, minlength=len(readable))
     left_out = np.flatnonzero(counts == 0) if options.empty == "drop" and split == "train" else ()
     defects += [_defect(split, readable[index], **EMPTY) for index in left_out]
-    return _records(readable, seen, boxes, counts, set(left_out)), defects
+    return Records.of(_records(readable, seen, boxes, counts, set(left_out))), defects
 
 
 EMPTY = {
@@ -154,29 +155,25 @@ def _box_defects(
 
 def _records(
     images: Sequence[FoundImage], scans: Sequence[ImageScan], boxes: Boxes, counts: np.ndarray, left_out: set[int]
-) -> list[Record]:
+) -> Iterator[Record]:
     """A record an image, with its share of the arrays, numbered from 1."""
-    areas = _areas(boxes)
-    records = []
+    areas, image_id = _areas(boxes), 0
     for index, (image, scan, end) in enumerate(zip(images, scans, np.cumsum(counts), strict=True)):
         if index in left_out:
             continue
-        own = slice(end - counts[index], end)
-        records.append(
-            Record(
-                image_id=len(records) + 1,
-                name=image.name,
-                path=image.path,
-                width=scan.width,
-                height=scan.height,
-                boxes=boxes.corners[own],
-                labels=boxes.labels[own],
-                iscrowd=boxes.iscrowd[own],
-                area=areas[own],
-                sha256=scan.sha256,
-            )
+        own, image_id = slice(end - counts[index], end), image_id + 1
+        yield Record(
+            image_id=image_id,
+            name=image.name,
+            path=image.path,
+            width=scan.width,
+            height=scan.height,
+            boxes=boxes.corners[own],
+            labels=boxes.labels[own],
+            iscrowd=boxes.iscrowd[own],
+            area=areas[own],
+            sha256=scan.sha256,
         )
-    return records
 
 
 def _areas(boxes: Boxes) -> np.ndarray:

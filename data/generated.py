@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from data.columns import Records
 from data.records import DataError, DetectionData, Record
 
 VERSION = 2  # part of every fingerprint: raise it with any change to what is drawn
@@ -54,9 +55,9 @@ def generated_data(
     if min(counts.values()) < 0 or train == 0:
         raise DataError(f"Cannot draw a data set of {counts}: train needs an image, and no split fewer than none.")
     splits = {
-        split: [
+        split: Records.of(
             _record(Scene(seed=seed, split=split, index=index, height=height, width=width)) for index in range(count)
-        ]
+        )
         for split, count in counts.items()
         if count
     }

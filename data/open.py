@@ -56,7 +56,7 @@ def open_data(
     for split, images in parts.items():
         splits[split], more = checked_records(split, images, found.classes, scans, options)
         defects += more
-    counts = {split: boxes_by_class(records, len(found.classes)) for split, records in splits.items()}
+    counts = {split: boxes_by_class(records.labels, len(found.classes)) for split, records in splits.items()}
     data = DetectionData(
         name=name,
         format=found.format,

@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data import fingerprint
 from data.told import defect_lines
+
+if TYPE_CHECKING:
+    from data.columns import Records
 
 REFUSED = "training refuses the data"  # the action on a defect that a person must mend
 NO_CLASS = "N/A"  # as torchvision's COCO models name the numbers that are no class
@@ -37,7 +41,7 @@ class Record:
     source: object | None = None  # what a drawn image is drawn from; its str() identifies the content
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Defect:
     """Something wrong in the data, and what the reader did about it."""
 
@@ -71,13 +75,13 @@ class DetectionData:
     format: str  # "coco", "voc" … or "generated"
     root: Path | None
     classes: tuple[str, ...]  # label i is classes[i - 1]; the background is not among them
-    splits: dict[str, list[Record]]
+    splits: dict[str, "Records"]
     defects: list[Defect] = field(default_factory=list)  # of files, images and objects
     class_defects: list[Defect] = field(default_factory=list)  # of how the classes are spread over the splits
     split_rule: str
     notes: Sequence[str] = ()  # how the files were understood
 
-    def records(self, split: str) -> list[Record]:
+    def records(self, split: str) -> "Records":
         """The records of one split."""
         if split not in self.splits:
             raise DataError(f"{self.name} has no split {split!r}. It has: {', '.join(self.splits)}.")
@@ -100,10 +104,7 @@ class DetectionData:
         if sorted(named) != sorted(self.classes) or tuple(classes) == self.classes:
             return self
         new_label = np.array([0] + [1 + list(classes).index(name) for name in self.classes])
-        splits = {
-            split: [replace(record, labels=new_label[record.labels]) for record in records]
-            for split, records in self.splits.items()
-        }
+        splits = {split: records.with_labels(new_label) for split, records in self.splits.items()}
         return replace(self, classes=tuple(classes), splits=splits)
 
     def split_fingerprint(self, split: str) -> str:
@@ -123,9 +124,10 @@ class DetectionData:
         kind = "" if self.format == self.name else f"{self.format}{where}; "
         lines = [f"{self.name}: {kind}{self.split_rule}", *(f"  {note}" for note in self.notes)]
         for split, records in self.splits.items():
-            boxes = sum(len(record.boxes) for record in records)
-            empty = sum(len(record.boxes) == 0 for record in records)
-            lines.append(f"  {split}: {len(records)} images, {boxes} boxes, {empty} images without objects")
+            empty = len(records) - np.count_nonzero(records.counts)
+            lines.append(
+                f"  {split}: {len(records)} images, {len(records.boxes)} boxes, {empty} images without objects"
+            )
         lines.append(f"  {len(self.classes)} classes: {', '.join(self.classes)}")
         lines += [f"  {line}" for line in defect_lines(self.all_defects, named)]
         return lines

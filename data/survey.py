@@ -1,12 +1,11 @@
 """The numbers of a data set: how many, how large, where, of which class. Plain values, for a report or a figure."""
 
-from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from data.records import DetectionData, Record
+from data.columns import Records
+from data.records import DetectionData
 
 SMALL, MEDIUM = 32**2, 96**2  # square pixels: COCO's bounds
 STEPS_AN_OCTAVE = 4
@@ -17,49 +16,46 @@ QUANTILES = (0.05, 0.5, 0.95)
 
 def survey(data: DetectionData) -> dict[str, Any]:
     """What check_data.py tells beside the defects; a box's side is √(width × height), in pixels of the file."""
-    records = [record for records in data.splits.values() for record in records]
-    boxes, labels = _all(records, "boxes", (0, 4)), _all(records, "labels", (0,))
+    splits = data.splits.values()
+    boxes, labels, areas = (
+        np.concatenate([getattr(one, name) for one in splits]) for name in ("boxes", "labels", "area")
+    )
+    sizes = np.concatenate([np.column_stack([records.widths, records.heights]) for records in splits])
     sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
     return {
         "splits": {split: _counts(records) for split, records in data.splits.items()},
-        "classes": _named(data, records),
-        "classes_by_split": {split: _named(data, records) for split, records in data.splits.items()},
-        "boxes_an_image": {split: _spread(records) for split, records in data.splits.items()},
+        "classes": _named(data, labels),
+        "classes_by_split": {split: _named(data, records.labels) for split, records in data.splits.items()},
+        "boxes_an_image": {split: _spread(records.counts) for split, records in data.splits.items()},
         "box_sides": {
             name: np.quantile(sides[labels == label], QUANTILES).round(1).tolist()
             for label, name in enumerate(data.classes, start=1)
             if (labels == label).any()
         },
-        "box_areas": _coco_areas(_all(records, "area", (0,))),
+        "box_areas": _coco_areas(areas),
         "side_histogram": {"edges": SIDE_EDGES.tolist(), "boxes": _histogram(sides)},
-        "places": _places(records, boxes),
-        "image_sizes": _image_sizes(records),
+        "places": _places(np.repeat(sizes, np.concatenate([records.counts for records in splits]), axis=0), boxes),
+        "image_sizes": _image_sizes(sizes),
     }
 
 
-def boxes_by_class(records: Sequence[Record], classes: int) -> np.ndarray:
-    """(classes,) how many boxes each class has."""
-    return np.bincount(_all(records, "labels", (0,)), minlength=classes + 1)[1:]
+def boxes_by_class(labels: np.ndarray, classes: int) -> np.ndarray:
+    """(classes,) how many boxes each class has, of their labels (N,)."""
+    return np.bincount(labels, minlength=classes + 1)[1:]
 
 
-def _all(records: Sequence[Record], name: str, empty: tuple[int, ...]) -> np.ndarray:
-    """An array of all records in one."""
-    arrays = [getattr(record, name) for record in records]
-    return np.concatenate(arrays) if arrays else np.zeros(empty, dtype=np.int64)
+def _counts(records: Records) -> dict[str, int]:
+    empty = int((records.counts == 0).sum())
+    return {"images": len(records), "boxes": len(records.boxes), "empty": empty}
 
 
-def _counts(records: Sequence[Record]) -> dict[str, int]:
-    counts = np.array([len(record.boxes) for record in records], dtype=np.int64)
-    return {"images": len(records), "boxes": int(counts.sum()), "empty": int((counts == 0).sum())}
+def _named(data: DetectionData, labels: np.ndarray) -> dict[str, int]:
+    return dict(zip(data.classes, boxes_by_class(labels, len(data.classes)).tolist(), strict=True))
 
 
-def _named(data: DetectionData, records: Sequence[Record]) -> dict[str, int]:
-    return dict(zip(data.classes, boxes_by_class(records, len(data.classes)).tolist(), strict=True))
-
-
-def _spread(records: Sequence[Record]) -> dict[str, float]:
-    counts = [len(record.boxes) for record in records] or [0]
-    return {"least": min(counts), "median": float(np.median(counts)), "most": max(counts)}
+def _spread(counts: np.ndarray) -> dict[str, float]:
+    counts = counts if len(counts) else np.zeros(1, dtype=int)
+    return {"least": int(counts.min()), "median": float(np.median(counts)), "most": int(counts.max())}
 
 
 def _coco_areas(area: np.ndarray) -> dict[str, int]:
@@ -72,14 +68,17 @@ def _histogram(sides: np.ndarray) -> list[int]:
     return np.histogram(np.clip(sides, SIDE_EDGES[0], SIDE_EDGES[-1]), SIDE_EDGES)[0].tolist()
 
 
-def _places(records: Sequence[Record], boxes: np.ndarray) -> list[list[int]]:
-    """PLACES rows from the top, each from the left: how many boxes have their centre there."""
-    sizes = np.array([(record.width, record.height) for record in records], dtype=np.float64).reshape(-1, 2)
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / np.repeat(sizes, [len(record.boxes) for record in records], axis=0)
+def _places(sizes: np.ndarray, boxes: np.ndarray) -> list[list[int]]:
+    """PLACES rows from the top, each from the left: how many boxes have their centre there, in images of `sizes`."""
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / sizes
     return np.histogram2d(centres[:, 1], centres[:, 0], PLACES, [(0, 1), (0, 1)])[0].astype(int).tolist()
 
 
-def _image_sizes(records: Sequence[Record]) -> list[dict[str, int]]:
+def _image_sizes(sizes: np.ndarray) -> list[dict[str, int]]:
     """The commonest first."""
-    counts = Counter((record.width, record.height) for record in records)
-    return [{"width": width, "height": height, "images": count} for (width, height), count in counts.most_common()]
+    distinct, counts = np.unique(sizes, axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return [
+        {"width": width, "height": height, "images": count}
+        for (width, height), count in zip(distinct[order].tolist(), counts[order].tolist(), strict=True)
+    ]

@@ -25,6 +25,12 @@ class CheckConfig(DataOptions):
     """Print JSON, with all defects, instead of a report."""
     output: commandline.File = None
     """Folder for the whole report (report.md, report.json) and its figure (survey.png)."""
+    export: commandline.Export = None
+    """Write the data, as training would use them, as COCO: to FILE.json, or a FOLDER's instances_SPLIT.json."""
+
+    def __post_init__(self):
+        if self.data is None and not self.given_files:
+            raise commandline.ConfigError("Which data? Give a folder or a file: python check_data.py PATH")
 
 
 def main(config: CheckConfig) -> dict[str, Any]:
@@ -36,17 +42,19 @@ def examine(config: CheckConfig) -> tuple[Any, dict[str, Any]]:
     """(the data, the report on them)."""
     import data_report
     import workspace
+    from data.export import export_coco
     from data.open import open_data
 
-    if config.data is None and config.train_annotations is None:
-        raise commandline.ConfigError("Which data? Give a folder or file: python check_data.py PATH")
     if config.output is not None:
         workspace.require_writable(config.output)
-    data = open_data(config.data, config, refuse=False)
+    data = open_data(config.data or config.folder_of_files, config, refuse=False)
     report = data_report.report(data)
     if config.output is not None:
         data_report.write(data, report, config.output)
         say(f"the whole report, with a figure: {config.output}")
+    if config.export is not None:
+        _, place = config.export
+        say(f"exported: {', '.join(map(str, export_coco(data, place)))}")
     return data, report
 
 

@@ -22,7 +22,7 @@ def report(data: DetectionData) -> dict[str, Any]:
     """What `check_data.py --json` prints."""
     return {
         **{"name": data.name, "format": data.format, "root": str(data.root) if data.root else None},
-        **{"split_rule": data.split_rule, "fingerprint": data.fingerprint},
+        **{"split_rule": data.split_rule, "fingerprint": data.fingerprint, "notes": list(data.notes)},
         **survey(data),
         "defects": [asdict(defect) for defect in data.all_defects],
     }
@@ -31,7 +31,7 @@ def report(data: DetectionData) -> dict[str, Any]:
 def text(data: DetectionData, numbers: dict[str, Any], named: int | None) -> str:
     """The report for people, from `report`'s numbers; of each kind of defect the first `named`, or all with None."""
     parts = [
-        [data.describe()[0], f"fingerprint {data.fingerprint}"],
+        [data.describe()[0], *data.notes, f"fingerprint {data.fingerprint}"],
         [*_table(_splits(numbers)), _sizes(numbers["image_sizes"])],
         _table(_classes(numbers)),
         _histogram(numbers),

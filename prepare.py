@@ -34,7 +34,7 @@ from tracking import environment
 from tracking.journal import Journal
 from tracking.store import Store
 
-DEFECTS_NAMED = 3  # of each kind; the others are in the run's data/report.md
+DEFECTS_NAMED = 3  # of each kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,8 @@ def prepare(start: Start) -> Job:
     build_architecture(config, num_classes=2)  # a wrong word is told before the data are read
     data = open_data(config.data, config)
     say("\n".join(data.describe(named=DEFECTS_NAMED)))
+    if len(data.all_defects) > DEFECTS_NAMED:
+        say("  every defect by name: python check_data.py, and data/report.md of the run")
     require_same_data(start, data)
     require_metric(config.best_metric, data)
     code = environment.code_state(workspace.ROOT)

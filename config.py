@@ -79,7 +79,7 @@ class TrainConfig(DataOptions):
     ema: Float = None
     """Score and keep the weights' exponential moving average, of this decay (0.999); raw ones go on training. [off]"""
     augmentation: Text = None
-    """none, flip, dihedral (flips and quarter turns), standard, strong, or an Albumentations file (A.save). [flip]"""
+    """none, flip, dihedral (turns), standard, strong, lsj (large-scale jitter), or an Albumentations file. [flip]"""
     seed: int = 0
     """Every random draw follows from it, whatever the number of workers."""
 

@@ -11,14 +11,17 @@ from typing import Any
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 import albumentations as A
+import cv2
 import numpy as np
 import yaml
+from albumentations.core.type_definitions import Targets
 
 from data.records import DataError
 
-PRESETS = ("none", "flip", "dihedral", "standard", "strong")
+PRESETS = ("none", "flip", "dihedral", "standard", "strong", "lsj")
 
-SMALLEST_SIDE = 0.5  # px; what a crop leaves of a box below that is nothing to learn from
+SMALLEST_SIDE = 0.5  # px; what a crop or a smaller scale leaves of a box below that is nothing to learn from
+ROUNDING = 0.002  # px; what a box that keeps its size loses to Albumentations' single precision, at most
 SMALLEST_VISIBLE_SHARE = 0.25
 FILL = (124, 116, 104)  # ImageNet's mean colour, which the detectors' normalisation maps to 0
 
@@ -40,6 +43,57 @@ class BoxSafeCrop(A.BBoxSafeRandomCrop):
         return {"crop_coords": (int(width * left), int(height * top), *far)}
 
 
+class LargeScaleJitter(A.DualTransform):
+    """The image at 0.1 to 2 times its size, of which a random part, or beside which a fill colour, makes up its size.
+
+    After "Simple Copy-Paste" (arXiv 2012.07177) and torchvision's ScaleJitter with FixedSizeCrop, but a small
+    image lies anywhere, not in the upper left corner. What is enlarged is the part alone: nothing gets larger than the
+    image was.
+    """
+
+    _targets = (Targets.IMAGE, Targets.BBOXES)
+
+    def __init__(self, scale_range: tuple[float, float] = (0.1, 2.0), fill: tuple[int, ...] = FILL, p: float = 1.0):
+        super().__init__(p=p)
+        self.scale_range, self.fill = scale_range, fill
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, list[int]]:
+        """(first pixel, pixels) of the part that is taken and of where it goes, by axis: x, y."""
+        scale = self.py_random.uniform(*self.scale_range)
+        taken, given = [], []
+        for side in params["shape"][1::-1]:
+            part = max(1, round(side / max(scale, 1)))
+            place = max(1, round(side * min(scale, 1)))
+            taken.append((self.py_random.randint(0, side - part), part))
+            given.append((self.py_random.randint(0, side - place), place))
+        return {"taken": taken, "given": given}
+
+    def apply(
+        self, img: np.ndarray, taken: list[tuple[int, int]], given: list[tuple[int, int]], **_: Any
+    ) -> np.ndarray:
+        """The new image, of the same shape."""
+        (x, width), (y, height) = taken
+        (new_x, new_width), (new_y, new_height) = given
+        # The mean of what becomes one pixel; lines and dots would come and go otherwise.
+        method = cv2.INTER_AREA if new_width < width or new_height < height else cv2.INTER_LINEAR
+        result = np.full_like(img, self.fill)
+        result[new_y : new_y + new_height, new_x : new_x + new_width] = cv2.resize(
+            img[y : y + height, x : x + width], (new_width, new_height), interpolation=method
+        )
+        return result
+
+    def apply_to_bboxes(
+        self, bboxes: np.ndarray, taken: list[tuple[int, int]], given: list[tuple[int, int]], **params: Any
+    ) -> np.ndarray:
+        """Boxes in 0..1 of the image, which may leave it."""
+        moved = bboxes.copy()
+        for axis, side in enumerate(params["shape"][1::-1]):
+            (start, length), (new_start, new_length) = taken[axis], given[axis]
+            corners = bboxes[:, [axis, axis + 2]] * side
+            moved[:, [axis, axis + 2]] = ((corners - start) * (new_length / length) + new_start) / side
+        return moved
+
+
 class Transform:
     """One augmentation pipeline; its result depends on its arguments alone."""
 
@@ -58,12 +112,12 @@ class Transform:
         a box is picked with it. The image's size may change.
         """
         self._seed(seed)
-        index = np.arange(len(boxes))
+        index, before = np.arange(len(boxes)), _smaller_sides(np.asarray(boxes).reshape(-1, 4))
         result = self.pipeline(image=image, bboxes=np.asarray(boxes, dtype=np.float64).reshape(-1, 4), index=index)
         height, width = result["image"].shape[:2]
         boxes = np.asarray(result["bboxes"], dtype=np.float64).reshape(-1, 4).clip(0, [width, height, width, height])
         kept = np.asarray(result["index"], dtype=np.int64)  # label fields come back as floats
-        big_enough = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= SMALLEST_SIDE
+        big_enough = _smaller_sides(boxes) >= np.minimum(SMALLEST_SIDE, before[kept] - ROUNDING)
         boxes, kept = boxes[big_enough], kept[big_enough]
         return np.ascontiguousarray(result["image"]), boxes, np.asarray(labels, dtype=np.int64)[kept], kept
 
@@ -71,6 +125,10 @@ class Transform:
         # Compose gives every step the same seed, so that all of them draw alike (only flipped images get blurred).
         for number, step in enumerate(self.pipeline.transforms):
             step.set_random_seed(int(np.random.SeedSequence([seed, number]).generate_state(1)[0]))
+
+
+def _smaller_sides(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
 
 
 class UserTransform(Transform):
@@ -163,10 +221,16 @@ def _strong() -> list[A.BasicTransform]:
         BoxSafeCrop(p=0.3),
         A.Affine(scale=(0.5, 1.5), translate_percent=(-0.2, 0.2), keep_ratio=True, fill=FILL, p=0.7),
         A.ColorJitter(brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.5, 1.5), hue=(-0.06, 0.06), p=0.8),
-        A.ToGray(p=0.1),
+        # Grey; A.ToGray loses an axis of images that are one pixel wide.
+        A.ColorJitter(brightness=(1, 1), contrast=(1, 1), saturation=(0, 0), hue=(0, 0), p=0.1),
         A.GaussianBlur(sigma_limit=(0.3, 1.5), p=0.15),
         A.GaussNoise(std_range=(0.01, 0.06), p=0.15),
     ]
 
 
-STEPS = {"flip": _flip, "dihedral": _dihedral, "standard": _standard, "strong": _strong}
+def _lsj() -> list[A.BasicTransform]:
+    """Large-scale jitter: objects at a tenth to twice their size, for long schedules."""
+    return [A.HorizontalFlip(p=0.5), LargeScaleJitter()]
+
+
+STEPS = {"flip": _flip, "dihedral": _dihedral, "standard": _standard, "strong": _strong, "lsj": _lsj}

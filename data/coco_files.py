@@ -11,7 +11,7 @@ from data.layout import SPLIT_NAMES, SPLIT_WORD, listed, split_in
 from data.locate import is_image, is_visible
 from data.records import DataError
 
-KEYS = (b'"images"', b'"categories"')
+KEY = b'"images"'
 MOST_FOLDERS = 20  # that are searched for images beside the usual ones
 
 
@@ -29,13 +29,13 @@ def find_coco(folder: Path) -> list[CocoFile] | None:
 
 
 def may_be_coco(path: Path) -> bool:
-    """Whether a JSON file is COCO's by its name, or has COCO's keys; without parsing it, for it may be large."""
+    """Whether a JSON file is COCO's by its name, or has COCO's first key; without parsing it, for it may be large."""
     if path.stem.startswith("instances") or path.name == "_annotations.coco.json":
         return True
     if path.stat().st_size == 0:
         return False
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return any(content.find(key) >= 0 for key in KEYS)
+        return content.find(KEY) >= 0
 
 
 def _folders(folder: Path) -> list[Path]:

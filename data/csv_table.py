@@ -287,6 +287,7 @@ def _found_images(
         if first != written:
             detail = f"{written!r} and {first!r} lead to one file, {name}"
             defects.append(_defect("image-listed-twice", image.split, table.file, f"line {image.line}", detail))
+            yield image.split, [], defects
             continue
         found = FoundImage(
             name=name,

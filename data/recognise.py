@@ -132,7 +132,7 @@ def _guess(path: Path) -> str | None:
     if ".xml" in by_kind:
         return f"{by_kind['.xml']} has no <annotation>, so it is not Pascal VOC (CVAT exports COCO and VOC as well)."
     if ".json" in by_kind and not may_be_coco(by_kind[".json"]):
-        return f"{by_kind['.json']} has no 'images' and 'categories', so it is not COCO: export it as COCO."
+        return f"{by_kind['.json']} has no 'images', so it is not COCO: export it as COCO."
     if ".csv" in by_kind:
         return f"The columns of {by_kind['.csv']} are not known; name them: image, xmin, ymin, xmax, ymax, class."
     if any(images_under(path)):

@@ -80,7 +80,7 @@ def _file_name(path: Path, folder: Path) -> str:
 
 
 def _extent(start: float, end: float) -> float:
-    """end - start, so that start + it is `end` to the last bit."""
+    """end - start, so that start + it is `end` to the last bit wherever a number does that; a short one if possible."""
     extent = end - start
-    near = (extent, math.nextafter(extent, math.inf), math.nextafter(extent, -math.inf))
-    return next((each for each in near if start + each == end), extent)
+    candidates = (round(extent, 6), extent, math.nextafter(extent, math.inf), math.nextafter(extent, -math.inf))
+    return next((each for each in candidates if start + each == end), extent)

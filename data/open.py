@@ -20,26 +20,28 @@ DEFAULTS = DataOptions()
 
 
 def open_data(
-    where: Path | str,
+    where: Path | str | None,
     options: DataOptions = DEFAULTS,
     *,
     refuse: bool = True,
     seed: int = 0,
     generated_images: tuple[int, int, int] = (400, 100, 100),
 ) -> DetectionData:
-    """The data set at a path, or the drawn one for the word "generated".
+    """The data set at a path, that of the files in `options`, or the drawn one for the word "generated".
 
     `seed` and `generated_images` (train, val, test) belong to the drawn one. Raises DataError where nothing
     is recognised or the data cannot be used; what can be used with care is in the result's `defects`, and what
     cannot as well when told not to `refuse`.
     """
     given = options.given_files
-    if str(where) == "generated" and not given:
+    if given and str(where) in ("None", "generated"):
+        where = options.folder_of_files
+    if str(where) == "generated":
         if options.splits or options.split_by:
             raise DataError("--splits and --split-by are for image files: generated data are drawn in their splits")
         train, val, test = generated_images
         return generated_data(seed=seed, train=train, val=val, test=test)
-    path = Path(options.folder_of_files if str(where) == "generated" else where).expanduser().resolve()
+    path = Path(where).expanduser().resolve()
     if not path.exists():
         raise DataError(f"There are no data at {path}. Give a folder or a file, or the word: generated")
     found = read_given(path if path.is_dir() else path.parent, given) if given else read_path(path)
@@ -64,7 +66,7 @@ def open_data(
         classes=found.classes,
         splits=splits,
         defects=defects + duplicates(parts, scans),
-        class_defects=class_defects(counts, found.classes),
+        class_defects=class_defects(counts, found.classes) if "train" in counts else [],
         split_rule=rule,
         notes=found.notes,
     )

@@ -4,6 +4,7 @@ import pytest
 
 from data.open import open_data
 from data.records import REFUSED, DataError
+from tests.test_data_csv import mistakes
 from tests.test_data_readers import write_image
 
 ROW = "0 0.5 0.5 0.5 0.2\n"  # on 40×30: 10, 12, 30, 18
@@ -90,7 +91,7 @@ def test_without_a_yaml_the_folders_say_it(tmp_path):
         write_pairs(first / "images" / split, first / "labels" / split, rows)
     (first / "classes.txt").write_text("\ufeffcat\r\ndog\r\n\r\n", encoding="utf-8")
     data = open_data(first)
-    assert (data.classes, list(data.splits), data.defects) == (("cat", "dog"), ["train", "val"], [])
+    assert (data.classes, list(data.splits), mistakes(data)) == (("cat", "dog"), ["train", "val"], [])
     assert boxes(data)["b.jpg"] == [[0, 0, 40, 30]] and "classes.txt" in "\n".join(data.describe())
 
     second = tmp_path / "second"  # Label Studio's and CVAT's: images/ beside labels/
@@ -139,7 +140,7 @@ def test_an_empty_text_file_is_a_negative_and_a_missing_one_is_named(tmp_path):
 def test_rows_are_boxes_and_polygons(tmp_path, row, box):
     yaml_layout(tmp_path, ROBOFLOW.replace("test: ../test/images\n", ""), {"b": row + "\n\n"})
     data = open_data(tmp_path)
-    assert boxes(data)["b.jpg"] == [box] and data.defects == []
+    assert boxes(data)["b.jpg"] == [box] and mistakes(data) == []
 
 
 def test_key_points_follow_the_box(tmp_path):
@@ -176,12 +177,12 @@ def test_boxes_in_pixels_are_one_defect_a_file_and_boxes_over_the_edge_are_clipp
         tmp_path, ROBOFLOW, {"b": "0 20 15 20 6\n0 5 5 2 2\n", "c": "0 0.9 0.5 0.4 0.2\n0 nan 1 1 1\n0 0 0 0 0"}
     )
     data = open_data(tmp_path, refuse=False)
-    assert [(d.kind, d.file, d.object) for d in data.defects if d.kind != "split-missing"] == [
+    assert {(d.kind, d.file, d.object) for d in data.defects if d.kind != "split-missing"} == {
         ("coordinates-in-pixels", "train/labels/b.txt", "line 1"),
         ("box-over-edge", "train/images/c.jpg", "line 1 (cat)"),
         ("box-not-finite", "train/images/c.jpg", "line 2 (cat)"),
         ("box-no-size", "train/images/c.jpg", "line 3 (cat)"),
-    ]
+    }
     assert "so have 1 more lines" in data.defects[1].detail
     assert boxes(data)["c.jpg"] == [[28, 12, 40, 18]]
 

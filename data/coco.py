@@ -1,15 +1,21 @@
-"""COCO detection JSON, whoever wrote it. Masks are not read: an object is its box, its class, its area and iscrowd."""
+"""COCO detection JSON, whoever wrote it: an object is its box, its class, its area and iscrowd.
 
-import json
-from collections.abc import Callable, Sequence
+Masks are read only where an object has no box: then it is the box of its mask.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data.found import Found, FoundImage, FoundObject
-from data.records import DataError, Defect
+import numpy as np
+
+from data.coco_file import OF_MASK, CocoContent, Objects, as_key, as_number, read_content
+from data.found import Found, FoundImage
+from data.records import REFUSED, DataError, Defect
 
 PLACEHOLDER = "a name for the group of the other categories (Roboflow's), without annotations"
+NO_ROWS = np.array([], dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,137 +28,165 @@ class CocoFile:
 def read_coco(root: Path, files: Sequence[CocoFile]) -> Found:
     """What the `files` of one data set hold; names are relative to `root`.
 
-    The classes are the training file's, in order of their ids, with gaps closed; the other files must have the same
-    by name. Ids of images and annotations mean nothing outside their own file.
+    The classes are the training file's, in order of their ids, with gaps closed; those of the other files must be
+    among them by name. Ids of images and annotations mean nothing outside their own file.
     """
     files = sorted(files, key=lambda file: file.split != "train")
     classes, splits, defects = None, {}, []
     for file in files:
-        content = _content(file.path)
+        content = read_content(file.path)
         names, found = _category_names(file, content)
-        if classes is None:
-            classes = tuple(names[number] for number in sorted(names))
-        elif set(classes) != set(names.values()):
-            raise DataError(
-                f"{file.path} has other classes than {files[0].path}: {sorted(names.values())} against "
-                f"{sorted(classes)}. Make the categories equal by name."
-            )
         defects += found
+        if classes is None:
+            classes = tuple(names[number] for number in sorted(names, key=_in_order))
+        else:
+            names, found = _known_names(file, content, names, classes, files[0])
+            defects += found
         splits[file.split], found = _found_images(root, file, content, names)
         defects += found
     return Found(format="coco", root=root, classes=classes, splits=splits, defects=defects)
 
 
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} is not JSON: {error}. Export it again.") from error
-    for key in ("images", "annotations", "categories"):
-        entries = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise DataError(f"{path} has no list {key!r} of objects, so it is no COCO detection file.")
-    return content
+def _in_order(category_id: Hashable) -> tuple[bool, Any]:
+    return isinstance(category_id, str), category_id
 
 
-def _category_names(file: CocoFile, content: dict[str, Any]) -> tuple[dict[Any, str], list[Defect]]:
+def _category_names(file: CocoFile, content: CocoContent) -> tuple[dict[Hashable, str], list[Defect]]:
     """{category id: class name} and the defects found; category 0 is a class like any other."""
     names = {}
-    for number, category in enumerate(content["categories"]):
-        category_id = _needed(file, category, "id", f"category {number}")
+    for number, category in enumerate(content.categories):
+        for key in ("id", "name"):
+            if category.get(key) is None:
+                raise DataError(f"{file.path}: category number {number} has no {key!r}.")
+        category_id = as_key(category["id"])
         if category_id in names:
             raise DataError(f"{file.path} has two categories of id {category_id!r}. Give each its own.")
-        names[category_id] = str(_needed(file, category, "name", f"category {category_id}"))
+        names[category_id] = str(category["name"])
+    rows = content.annotations.by_category()
     defects = []
-    if _is_placeholder(content):
+    if _is_placeholder(content, rows):
         defects.append(_defect(file, "placeholder-category", f"category 0 ({names.pop(0)})", PLACEHOLDER, "dropped"))
     if len(set(names.values())) < len(names):
         raise DataError(f"{file.path} has two categories of one name: {sorted(names.values())}. Merge or rename them.")
     if not names:
         raise DataError(f"{file.path} has no categories, so there is nothing to detect.")
+    for category_id in rows.keys() - names.keys():
+        what = _first(content, rows[category_id])
+        text = f"category {category_id!r}, which the file does not define"
+        detail = "it has no 'category_id'" if category_id is None else f"it has {text}"
+        defects.append(_defect(file, "unknown-class", what, detail, REFUSED))
     return names, defects
 
 
-def _is_placeholder(content: dict[str, Any]) -> bool:
-    root = next((category for category in content["categories"] if category["id"] == 0), None)
-    if root is None:
+def _is_placeholder(content: CocoContent, rows: Mapping[Hashable, np.ndarray]) -> bool:
+    root = next((category for category in content.categories if as_key(category["id"]) == 0), None)
+    if root is None or 0 in rows:
         return False
-    groups = {category.get("supercategory") for category in content["categories"] if category is not root}
-    return root["name"] in groups and all(each.get("category_id") != 0 for each in content["annotations"])
+    return root["name"] in [category.get("supercategory") for category in content.categories if category is not root]
+
+
+def _known_names(
+    file: CocoFile, content: CocoContent, names: dict[Hashable, str], classes: Sequence[str], training: CocoFile
+) -> tuple[dict[Hashable, str], list[Defect]]:
+    """The names that training knows, and a defect for each other."""
+    rows, defects = content.annotations.by_category(), []
+    for category_id, name in names.items():
+        if name in classes:
+            continue
+        what, detail = f"category {category_id} ({name})", f"{training.path.name} has no such class"
+        if category_id in rows:
+            listed = ", ".join(classes[:20]) + (", …" if len(classes) > 20 else "")
+            detail += f" (it has: {listed}), and {_first(content, rows[category_id])} here are of it"
+            defects.append(_defect(file, "unknown-class", what, detail, REFUSED))
+        else:
+            defects.append(_defect(file, "unused-class", what, f"{detail}, and nothing here is of it", "dropped"))
+    return {category_id: name for category_id, name in names.items() if name in classes}, defects
 
 
 def _found_images(
-    root: Path, file: CocoFile, content: dict[str, Any], names: dict[Any, str]
+    root: Path, file: CocoFile, content: CocoContent, names: dict[Hashable, str]
 ) -> tuple[list[FoundImage], list[Defect]]:
     """Every listed image with its objects, and the defects found."""
-    objects = _objects_by_image(file, content, names)
+    annotations, defects = content.annotations, _defects_of_annotations(file, content)
+    rows = dict(annotations.by_image())
+    class_names = [names.get(category_id) for category_id in annotations.category_numbers]
     images, listed_names, listed_ids = [], {}, set()
     locate = _locator(file.image_folders)
     looked_in = ", ".join(str(folder) for folder in file.image_folders if folder.is_dir())
-    for number, image in enumerate(content["images"]):
-        image_id = _needed(file, image, "id", f"image {number}")
-        file_name = str(_needed(file, image, "file_name", f"image {image_id}")).replace("\\", "/")
+    for number, image in enumerate(content.images):
+        image_id, file_name = as_key(image.get("id")), _file_name(image)
+        if image_id is None or not file_name:
+            missing = "id" if image_id is None else "file_name"
+            what = f"image number {number}" if image_id is None else f"image {image_id}"
+            defects.append(
+                _defect(file, f"image-without-{missing.replace('_', '-')}", what, f"no {missing!r}", REFUSED)
+            )
+            continue
         path = locate(file_name)
         name = _relative(path, root) if path else file_name
-        if name in listed_names:
-            raise DataError(f"{file.path} lists {name} twice: images {listed_names[name]} and {image_id}. Merge them.")
+        twice = None
         if image_id in listed_ids:
-            raise DataError(f"{file.path} has two images of id {image_id}, one is {name}. Give each its own id.")
-        listed_names[name] = image_id
+            twice = "image-id-twice", f"another image has the id {image_id}, so whose the annotations are is not known"
+        elif name in listed_names:
+            twice = "image-listed-twice", f"the same file is image {listed_names[name]}; merge the two"
         listed_ids.add(image_id)
-        size = (image.get("width"), image.get("height"))
-        declared = size if all(size) else None
-        found = objects.pop(image_id, [])
-        images.append(FoundImage(name=name, path=path, declared_size=declared, objects=found, looked_in=looked_in))
-    return images, _orphans(file, objects)
-
-
-def _orphans(file: CocoFile, objects: dict[Any, list[FoundObject]]) -> list[Defect]:
-    return [
-        _defect(file, "orphan-annotation", found.what, f"its image {image_id} is not in the file", "annotation dropped")
-        for image_id, orphans in objects.items()
-        for found in orphans
-    ]
-
-
-def _objects_by_image(file: CocoFile, content: dict[str, Any], names: dict[Any, str]) -> dict[Any, list[FoundObject]]:
-    objects = {}
-    for number, annotation in enumerate(content["annotations"]):
-        what = f"annotation {annotation.get('id', f'number {number}')}"
-        category_id = _needed(file, annotation, "category_id", what)
-        if category_id not in names:
-            raise DataError(f"{file.path}: {what} has category {category_id!r}, which the file does not define.")
-        found = FoundObject(
-            what=f"{what} ({names[category_id]})",
-            class_name=names[category_id],
-            box=_corners(annotation.get("bbox")),
-            iscrowd=int(bool(annotation.get("iscrowd"))),
-            area=_number(annotation.get("area")),
+        if twice:
+            kind, detail = twice
+            defects.append(_defect(file, kind, f"image {image_id} ({name})", detail, REFUSED))
+            rows.pop(image_id, None)
+            continue
+        listed_names[name] = image_id
+        objects = Objects(annotations, rows.pop(image_id, NO_ROWS), class_names)
+        images.append(
+            FoundImage(name=name, path=path, declared_size=_size(image), objects=objects, looked_in=looked_in)
         )
-        objects.setdefault(_needed(file, annotation, "image_id", what), []).append(found)
-    return objects
+    return images, defects + _orphans(file, content, rows, names)
 
 
-def _needed(file: CocoFile, entry: dict[str, Any], key: str, what: str) -> Any:
-    if entry.get(key) is None:
-        raise DataError(f"{file.path}: {what} has no {key!r}.")
-    return entry[key]
+def _file_name(image: dict[str, Any]) -> str:
+    """LVIS has no file_name, but a coco_url that ends with folder and name."""
+    name = image.get("file_name") or "/".join(str(image.get("coco_url") or "").split("/")[-2:])
+    return str(name).replace("\\", "/")
 
 
-def _number(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
+def _size(image: dict[str, Any]) -> tuple[int, int] | None:
+    sides = as_number(image.get("width")), as_number(image.get("height"))
+    return tuple(map(int, sides)) if all(side and np.isfinite(side) for side in sides) else None
 
 
-def _corners(bbox: Any) -> tuple[float, ...] | None:
-    """x, y, width, height → x1, y1, x2, y2; None where that is not four numbers."""
-    numbers = [_number(value) for value in bbox] if isinstance(bbox, list) else []
-    if len(numbers) != 4 or None in numbers:
-        return None
-    x, y, width, height = numbers
-    return x, y, x + width, y + height
+def _defects_of_annotations(file: CocoFile, content: CocoContent) -> list[Defect]:
+    """What does not belong to one image: in one line each, since all the annotations of a file may have it."""
+    annotations, defects = content.annotations, []
+    of_masks = np.flatnonzero(np.frombuffer(annotations.origins, np.uint8) == OF_MASK)
+    if len(of_masks):
+        detail = "no box, but a mask"
+        what = _first(content, of_masks)
+        defects.append(_defect(file, "box-of-mask", what, detail, "the box of the mask is used"))
+    repeated = annotations.repeated()
+    if len(repeated):
+        what = _first(content, repeated)
+        defects.append(_defect(file, "annotation-id-twice", what, "an earlier annotation has its id", "both are kept"))
+    return defects
+
+
+def _orphans(
+    file: CocoFile, content: CocoContent, rows: Mapping[Hashable, np.ndarray], names: dict[Hashable, str]
+) -> list[Defect]:
+    """A defect for each image that is not there."""
+    defects = []
+    categories = list(content.annotations.category_numbers)
+    for image_id, orphans in rows.items():
+        class_name = names.get(categories[content.annotations.categories[orphans[0]]])
+        what = _first(content, orphans, f" ({class_name})")
+        detail = "it has no 'image_id'" if image_id is None else f"its image {image_id} is not in the file"
+        defects.append(_defect(file, "orphan-annotation", what, detail, "annotation dropped"))
+    return defects
+
+
+def _first(content: CocoContent, rows: np.ndarray, of_class: str = "") -> str:
+    """The first of some annotations, and how many more there are."""
+    more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+    return content.annotations.name(int(rows[0])) + of_class + more
 
 
 def _locator(folders: Sequence[Path]) -> Callable[[str], Path | None]:
@@ -175,6 +209,7 @@ def _relative(path: Path, root: Path) -> str:
 
 
 def _defect(file: CocoFile, kind: str, what: str, detail: str, action: str) -> Defect:
+    severity = "error" if action == REFUSED else "warning"
     return Defect(
-        kind=kind, severity="warning", split=file.split, file=file.path.name, object=what, detail=detail, action=action
+        kind=kind, severity=severity, split=file.split, file=file.path.name, object=what, detail=detail, action=action
     )

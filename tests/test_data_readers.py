@@ -179,10 +179,10 @@ def test_coco_mistakes_are_refused_with_the_place(tmp_path):
 
     assert "annotation 0" in refusal(coco([(1, "a.jpg")], [(1, 2, [1, 1, 2, 2])]))
     assert "twice" in refusal(coco([(1, "a.jpg"), (2, "a.jpg")]))
-    assert "two images of id 1" in refusal(coco([(1, "a.jpg"), (1, "b.jpg")]))
+    assert "another image has the id 1" in refusal(coco([(1, "a.jpg"), (1, "b.jpg")]))
     assert "two categories" in refusal(coco([(1, "a.jpg")], categories=[(1, "cat"), (2, "cat")]))
-    message = refusal(TRAIN, coco([(1, "z.jpg")], categories=[(1, "cat"), (3, "cow")]))
-    assert "'cow'" in message and "'dog'" in message
+    message = refusal(TRAIN, coco([(1, "z.jpg")], [(1, 3, [1, 1, 2, 2])], categories=[(1, "cat"), (3, "cow")]))
+    assert "(cow)" in message and "dog" in message
     assert "no list 'categories'" in refusal(TRAIN | {"categories": None})
     (tmp_path / "annotations" / "instances_train2017.json").write_text('{"images": [')
     with pytest.raises(DataError, match=r"instances_train2017\.json is not JSON"):

@@ -42,7 +42,7 @@ def _identical(split: str, image: FoundImage, other: Listed) -> Defect:
         file=image.name,
         object=None,
         detail=f"{what} in {other_split!r}" if is_leak else what,
-        action="kept in both" if is_leak else "both kept",
+        action="kept in both" if is_leak else "image kept",
     )
 
 
@@ -68,5 +68,5 @@ def _near_duplicate(split: str, image: FoundImage, other: Listed) -> Defect:
         file=image.name,
         object=None,
         detail=f"it looks like {original.name}" + (f" in {other_split!r}" if is_leak else ""),
-        action="kept in both" if is_leak else "both kept",
+        action="kept in both" if is_leak else "image kept",
     )

@@ -196,7 +196,7 @@ def test_mistakes_in_the_file_are_named(tmp_path, content, message):
 
 
 def test_a_file_that_cannot_be_used_is_refused(tmp_path):
-    write_voc(tmp_path / "data", {"a": [], "b": []})
+    write_voc(tmp_path / "data", {"a": [("cat", 1, 1, 5, 5)], "b": []})
     for name, text, message in [
         ("splits.json", "{", r"splits\.json is not JSON"),
         ("splits.yaml", "", r"is not a \.json file"),

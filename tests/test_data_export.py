@@ -105,7 +105,7 @@ def everything(data):
     }
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(images=data_sets())
 def test_the_same_boxes_come_from_every_format_and_from_their_export(tmp_path_factory, images):
     folder = tmp_path_factory.mktemp("formats")

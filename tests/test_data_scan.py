@@ -143,7 +143,7 @@ def test_a_photo_saved_otherwise_looks_the_same_and_another_does_not(tmp_path):
     assert look_of(np.full((20, 30, 3), 7, np.uint8)) is None
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 150), st.floats(0, 0.2))
 def test_the_search_finds_exactly_the_pairs_within_both_distances(seed, count, share):
     draw = np.random.default_rng(seed)

@@ -40,7 +40,7 @@ def share(name):
 NAMES = st.lists(st.from_regex(r"[ab]/v[0-9]{1,2}_[0-9]\.jpg", fullmatch=True), min_size=2, max_size=40, unique=True)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(NAMES, st.integers(0, 2**32 - 1))
 def test_groups_and_images_alike_are_never_divided_whatever_the_order(names, seed):
     draw = np.random.default_rng(seed)

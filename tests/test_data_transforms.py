@@ -27,7 +27,7 @@ def images_with_boxes(draw, longest=90):
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=images_with_boxes(), seed=st.integers(0, 2**32 - 1))
 def test_results_are_valid_and_repeatable(name, case, seed):
     width, height, boxes = case
@@ -93,7 +93,7 @@ def symmetries(image, boxes):
 
 
 @pytest.mark.parametrize("name", ["flip", "dihedral"])
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(case=images_with_boxes(longest=60), stretch=st.sampled_from([1, 1, 200]), seed=st.integers(0, 2**32 - 1))
 def test_symmetries_are_exact_and_lose_no_box(name, case, stretch, seed):
     width, height, boxes = case
@@ -106,7 +106,7 @@ def test_symmetries_are_exact_and_lose_no_box(name, case, stretch, seed):
     assert min(np.abs(moved - new_boxes).max(initial=0) for moved in expected) <= 1e-3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=images_with_boxes(), seed=st.integers(0, 2**32 - 1))
 def test_large_scale_jitter_moves_boxes_with_the_part_that_is_taken(case, seed):
     width, height, boxes = case

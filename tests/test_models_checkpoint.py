@@ -116,7 +116,7 @@ PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(value=PLAIN)
 def test_whatever_is_accepted_can_be_loaded_again(tmp_path_factory, value):
     path = tmp_path_factory.getbasetemp() / "property.pth"
@@ -202,7 +202,7 @@ def test_a_flipped_bit_in_a_weight_is_refused_though_torch_would_load_it(tmp_pat
     assert_refused(path, 3, "corrupt", "checksum")
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(data=st.data())
 def test_damage_is_a_checkpoint_error_or_harmless(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "damaged.pth"

@@ -110,7 +110,7 @@ def test_a_dangling_link_is_absent(tmp_path):
     assert inspect(path).state == "absent"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), with_record=st.booleans())
 def test_a_file_cut_at_any_byte_is_never_ready(small, place, data, with_record):
     whole, described = small
@@ -122,7 +122,7 @@ def test_a_file_cut_at_any_byte_is_never_ready(small, place, data, with_record):
         assert (verdict.state, verdict.exit_code) == ("truncated" if length else "empty", 3)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), keep_time=st.booleans())
 def test_one_flipped_bit_anywhere_is_never_ready_when_there_is_a_record(small, place, data, keep_time):
     whole, described = small

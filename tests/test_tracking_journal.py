@@ -38,7 +38,7 @@ def text_of(operations: list[dict]) -> str:
     )  # NaN is not equal to itself
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(OPERATIONS, max_size=6))
 def test_what_is_appended_is_read_back(operations):
     with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +51,7 @@ def test_what_is_appended_is_read_back(operations):
     assert all(operation["time"] > 1_700_000_000_000 for operation in read)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(OPERATIONS, min_size=1, max_size=4), OPERATIONS, st.data())
 def test_a_torn_tail_costs_only_the_torn_operation(operations, later, data):
     with tempfile.TemporaryDirectory() as name:

@@ -7,6 +7,7 @@ import config as options
 import workspace
 from config import TrainConfig
 from tracking import environment
+from tracking.errors import StoreError
 
 if TYPE_CHECKING:
     from data.records import DetectionData
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 OF_ONE_START = ("resume", "from_run", "strict", "dry_run", "allow_change", "tag", "run_name")
 CHANGED = "changed_"
 DISK = ("keep", "disk_budget")
+CONTENTS = "data/splits.json"  # a run's artifact: {split: {name: digits of the image's digest}}
 
 
 def changed_tag(step: int) -> str:
@@ -21,12 +23,51 @@ def changed_tag(step: int) -> str:
     return f"{CHANGED}at_step_{step:06d}"
 
 
-def differences(saved: dict[str, Any], data: "DetectionData", code: dict[str, Any], *, threads: int) -> list[str]:
+def contents_of(store: Any, run_id: str | None) -> dict[str, dict[str, str]]:
+    """{split: {name: digits of the image's digest}} as the run had it; nothing where the store cannot tell."""
+    try:
+        return (run_id and store and store.read_json(run_id, CONTENTS)) or {}
+    except (StoreError, ValueError):  # of a run that is unknown there, too
+        return {}
+
+
+def of_data(saved: dict[str, Any], data: "DetectionData", store: Any) -> str:
+    """Which splits are not as the run `saved` tells of had them, and how far that is known, in what."""
+    before, contents, parts = saved["dataset"].get("split_fingerprints") or {}, None, []
+    for split in dict.fromkeys((*before, *data.splits)):
+        if split not in data.splits:
+            parts.append(f"{split} is gone")
+        elif split not in before:
+            parts.append(f"{split} is new")
+        elif data.split_fingerprint(split) == before[split]:
+            parts.append(f"{split} is the same")
+        else:
+            contents = contents_of(store, saved.get("run_id")) if contents is None else contents
+            parts.append(f"{split} differs" + _in_what(contents.get(split), data.contents[split]))
+    return ", ".join(parts)
+
+
+def _in_what(before: dict[str, str] | None, now: dict[str, str]) -> str:
+    if before is None:
+        return ""
+    images = {
+        "more": now.keys() - before.keys(),
+        "gone": before.keys() - now.keys(),
+        "with other content": {name for name in before.keys() & now.keys() if before[name] != now[name]},
+    }
+    told = [f"{len(names)} {what}, such as {min(names)}" for what, names in images.items() if names]
+    return f" (images: {'; '.join(told)})" if told else " (the same images, otherwise annotated)"
+
+
+def differences(
+    saved: dict[str, Any], data: "DetectionData", code: dict[str, Any], *, threads: int, store: Any
+) -> list[str]:
     """What is not as it was when the run `saved` tells of was trained: data, code, packages, CPU threads."""
     notes = []
     if saved["dataset"]["fingerprint"] != data.fingerprint:
         was, now = saved["dataset"], f"{data.name}, fingerprint {data.fingerprint}"
-        notes.append(f"note: the data differ ({was['name']}, fingerprint {was['fingerprint']} → {now})")
+        which = of_data(saved, data, store)
+        notes.append(f"note: the data differ ({was['name']}, fingerprint {was['fingerprint']} → {now}): {which}")
     if saved["code_version"] != code["commit"]:
         files = environment.changed_files(workspace.ROOT, saved["code_version"]) if saved["code_version"] else []
         named = f": {', '.join(files[:10])}{', …' if len(files) > 10 else ''}" if files else ""
@@ -71,6 +112,7 @@ def repetition(
     code: dict[str, Any],
     *,
     threads: int,
+    store: Any,
 ) -> list[str]:
     """Where a run by --from-run differs from the run it repeats; with --strict that is a WorkspaceError.
 
@@ -81,7 +123,7 @@ def repetition(
         for key in sorted(tags)
         if key.startswith(CHANGED)
     ]
-    notes += differences(facts, data, code, threads=threads)
+    notes += differences(facts, data, code, threads=threads, store=store)
     if config.strict and notes:
         raise workspace.WorkspaceError("\n".join([f"--strict: run {config.from_run} cannot be repeated here", *notes]))
     before, now = facts["config"], options.to_plain(config)

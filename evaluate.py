@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import commandline
 import fetching
@@ -14,6 +14,9 @@ from data_options import DataOptions
 from models import record
 from progress import Progress, say
 from tracking.errors import StoreError
+
+if TYPE_CHECKING:
+    from data.records import DetectionData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +120,8 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     say("\n".join(data.describe()))
     records = data.records(config.split)
     fetching.require_same_classes(checkpoint, data.classes)
-    say_if_changed(checkpoint, data, config)
+    for line in notes_on_data(store, checkpoint, data, config.split, is_own=where == workspace.data_of(checkpoint)):
+        say(line)
     settings = checkpoint.get("evaluation") or {}
     device = engine.choose_device(config.device)
     amp = engine.amp_dtype(precision_as_in(settings, device.type), device)
@@ -201,11 +205,29 @@ def data_options(config: EvaluateConfig, checkpoint: dict[str, Any], where: str)
     return DataOptions.of(checkpoint["config"]) if own and asked == DataOptions() else asked.with_absolute_paths()
 
 
-def say_if_changed(checkpoint: dict[str, Any], data: Any, config: EvaluateConfig) -> None:
-    """Scores are comparable on the same images and annotations only."""
-    trained = (checkpoint.get("dataset") or {}).get("split_fingerprints", {}).get(config.split)
-    if config.data is None and trained is not None and trained != data.split_fingerprint(config.split):
-        say(f"note: the split {config.split!r} is not as it was in training (fingerprint {trained} then)")
+def notes_on_data(
+    store: Any, checkpoint: dict[str, Any], data: "DetectionData", split: str, *, is_own: bool
+) -> list[str]:
+    """What makes the score another than one on images that the checkpoint has not seen, or than training's own."""
+    import changes
+    from data.fingerprint import contents
+
+    before = (checkpoint.get("dataset") or {}).get("split_fingerprints") or {}
+    now = data.split_fingerprint(split)
+    if now == before.get("train"):
+        return [f"note: {split!r} is what the checkpoint was trained on: the score tells nothing of other images"]
+    if now in before.values():
+        return []
+    notes = []
+    if is_own and split in before:
+        notes.append(f"note: the data are not as they were in training: {changes.of_data(checkpoint, data, store)}")
+    trained_on = set(changes.contents_of(store, checkpoint.get("run_id")).get("train", {}).values())
+    images = contents({split: data.records(split)})[split]
+    seen = [name for name, digest in images.items() if digest in trained_on]
+    if seen:
+        shown = ", ".join(seen[:3]) + (", …" if len(seen) > 3 else "")
+        notes.append(f"note: {len(seen)} of these {len(images)} images were trained on, which flatters it: {shown}")
+    return notes
 
 
 def log(store: Any, report: dict[str, Any], checkpoint: dict[str, Any], sha256: str, data: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from data.open import open_data
 from data.records import DetectionData
 from data.sampling import EpochBatches
 from data.transforms import build_transform, read_augmentation
+from data_options import PATHS
 from live_run import RunInfo
 from models.record import FORMAT
 from progress import say
@@ -109,7 +110,7 @@ def prepare(start: Start) -> Job:
     if config.from_run and run_id is None:
         config = replace(config, from_run=resuming.run_id_of(store, config.from_run, config.experiment))
         before, tags = resuming.stored_facts(store, config.from_run), store.run(config.from_run).tags
-        notes += changes.repetition(before, tags, config, data, code, threads=torch.get_num_threads())
+        notes += changes.repetition(before, tags, config, data, code, threads=torch.get_num_threads(), store=store)
     if defaults:
         say("chosen by default: " + ", ".join(f"{name} {value}" for name, value in sorted(defaults.items())))
     optimizer, schedule = optimization(
@@ -127,7 +128,7 @@ def prepare(start: Start) -> Job:
         if changed.keys() & resuming.OF_OPTIMIZATION:
             resuming.adopt(config, optimizer, schedule)
         notes += changes.told(changed)
-        notes += changes.differences(saved, data, code, threads=torch.get_num_threads())
+        notes += changes.differences(saved, data, code, threads=torch.get_num_threads(), store=store)
         say(resuming.receipt(saved, position, source))
     if file:
         saved = continuing.read(file, config)
@@ -139,7 +140,7 @@ def prepare(start: Start) -> Job:
         notes += told
         origin = continuing.origin(saved, file)
         if "continued_from_run" in origin:  # of another pipeline's file no more is known
-            notes += changes.differences(saved, data, code, threads=torch.get_num_threads())
+            notes += changes.differences(saved, data, code, threads=torch.get_num_threads(), store=store)
     for note in notes:
         say(note)
     forecast = disk_forecast(config, store, position, plan, checkpoint_bytes(model, average, optimizer, config))
@@ -172,14 +173,14 @@ def prepare(start: Start) -> Job:
 
 
 def require_same_data(start: Start, data: DetectionData) -> None:
-    """ConfigError when a run that continues is given another --data path and the data there are others."""
-    if start.run_id is None or start.config.data == start.facts["config"]["data"]:
-        return
-    before = start.facts["dataset"]["fingerprint"]
-    if data.fingerprint != before:
+    """ConfigError when a run that continues is given other paths and the data there are others."""
+    stored = start.facts["config"] if start.run_id else {}
+    moved = [name for name in ("data", *PATHS) if name in stored and getattr(start.config, name) != stored[name]]
+    if moved and data.fingerprint != start.facts["dataset"]["fingerprint"]:
+        given = " ".join(f"{options.flag(name)} {getattr(start.config, name)}" for name in moved)
         raise commandline.ConfigError(
-            f"A resumed run keeps its data, and those at --data {start.config.data} differ from those at "
-            f"{start.facts['config']['data']} (fingerprint {before} → {data.fingerprint})"
+            f"A resumed run keeps its data, and those of {given} differ from those of "
+            f"{', '.join(str(stored[name]) for name in moved)}: {changes.of_data(start.facts, data, start.store)}"
         )
 
 

@@ -10,7 +10,7 @@ import torch
 
 import data_report
 import metrics
-from changes import changed_tag
+from changes import CONTENTS, changed_tag
 from live_run import LiveRun
 from models.registry import recipes_of
 from prepare import Job
@@ -64,6 +64,8 @@ def log_beginning(run: LiveRun, job: Job) -> None:
     with tempfile.TemporaryDirectory(prefix="data-") as folder:
         for path in data_report.write(job.data, data_report.report(job.data), Path(folder)):
             tracked.file(path, "data")
+    tracked.params({"split_rule": job.data.split_rule})
+    tracked.text(json.dumps(job.data.contents, indent=1), CONTENTS)
     run.log_detections("ground_truth_val", metrics.coco_ground_truth(job.data.records("val"), job.data.classes))
 
 

@@ -14,6 +14,7 @@ import config as options
 import fetching
 import workspace
 from config import TrainConfig
+from data_options import PATHS
 from models import record
 from models.record import CheckpointError
 from progress import duration, say
@@ -69,7 +70,10 @@ def choose(config: TrainConfig) -> Start:
         config, defaults = options.resolved(config, cores=os.cpu_count() or 1)
         return Start(store=store, config=config, defaults=defaults, run_id=None, facts={}, file=file)
     facts = stored_facts(store, run_id)
-    stored = replace(options.from_plain(facts["config"]), data=config.data)  # moved: prepare compares what lies there
+    stored = options.from_plain(facts["config"])
+    given = ["data", *(name for name in PATHS if getattr(stored, name) and getattr(config, name))]
+    # Moved: prepare compares what lies there.
+    stored = replace(stored, **{name: getattr(config, name) for name in given})
     if stored.augmentation.startswith("{"):  # the content of a file: compared with today's
         from data.transforms import read_augmentation
 

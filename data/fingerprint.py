@@ -1,7 +1,7 @@
 """Digests that say whether two data sets are the same, wherever and in whatever order their files lie."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,11 @@ DIGITS = 16
 def of_image(record: "Record") -> str:
     """sha256 (hex) of an image's file, or of what a drawn image is drawn from."""
     return record.sha256 or hashlib.sha256(str(record.source).encode()).hexdigest()
+
+
+def contents(splits: Mapping[str, Sequence["Record"]]) -> dict[str, dict[str, str]]:
+    """{split: {name: the first digits of the image's digest}}: what every run keeps, and --splits takes."""
+    return {split: {each.name: of_image(each)[:DIGITS] for each in records} for split, records in splits.items()}
 
 
 def of_records(records: Sequence["Record"], classes: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from data.found import FoundImage
 from data.lookalikes import looks_of, pairs_alike
 from data.records import Defect
 from data.scan_cache import ImageScan
+from data.split_file import usual_order
 
 Listed = tuple[str, FoundImage]  # split, image
 NOTHING = np.iinfo(np.int64).max
@@ -18,8 +19,8 @@ def duplicates(splits: Mapping[str, Sequence[FoundImage]], scans: Mapping[Path, 
     """A defect for each image that is there again: it names the other, which comes first, in another split if any."""
     originals: dict[str, list[Listed]] = {}  # by content, the first of each split
     defects = []
-    for split, images in splits.items():
-        for image in sorted(images, key=lambda image: image.name):
+    for split in sorted(splits, key=usual_order):
+        for image in sorted(splits[split], key=lambda image: image.name):
             if image.path is None or scans[image.path].error is not None:
                 continue
             others = originals.setdefault(scans[image.path].sha256, [])

@@ -118,6 +118,11 @@ class DetectionData:
         """16 hex digits of the whole data set: of all its splits, by name."""
         return fingerprint.of_splits({split: self.split_fingerprint(split) for split in self.splits})
 
+    @property
+    def contents(self) -> dict[str, dict[str, str]]:
+        """{split: {name: 16 hex digits of the image}}."""
+        return fingerprint.contents(self.splits)
+
     def describe(self, named: int = 0) -> list[str]:
         """Lines for people: what was found, and of each kind of defect how many and the first `named` of them."""
         where = f" in {self.root}" if self.root else ""

@@ -35,7 +35,7 @@ def assigned(
         before = split_of.setdefault(image.name, split)
         if before != split:
             raise DataError(f"{file} has {image.name} in two splits, {before!r} and {split!r}. Leave it in one.")
-    named = {split: [] for split in sorted(set(split_of.values()), key=_usual_order)}
+    named = {split: [] for split in sorted(set(split_of.values()), key=usual_order)}
     for name, split in split_of.items():
         named[split].append(images[name])
     missing = [split for split in ("train", "val") if not named.get(split)]
@@ -46,7 +46,8 @@ def assigned(
     return named, rule + (f"; {left_out} of {len(images)} images are not in it and left out" if left_out else "")
 
 
-def _usual_order(split: str) -> tuple[int, str]:
+def usual_order(split: str) -> tuple[int, str]:
+    """A key that sorts train before val before test, and others behind them."""
     usual = ("train", "val", "test")
     return (usual.index(split) if split in usual else len(usual)), split
 

@@ -1,0 +1,110 @@
+"""A run keeps which image was in which split; what differs from that later is said by split and image."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+import changes
+import prepare
+import resuming
+from commandline import ConfigError
+from data.open import open_data
+from data_options import DataOptions
+from evaluate import notes_on_data
+from models import checkpoint as checkpoints
+from tracking.store import open_store
+
+
+@pytest.fixture
+def store(trained, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return open_store(trained.folder)
+
+
+@pytest.fixture
+def folder(coco_folder, tmp_path):
+    """A copy of the data of the trained run."""
+    return shutil.copytree(coco_folder, tmp_path / "elsewhere" / "shapes")
+
+
+@pytest.fixture
+def checkpoint(trained):
+    return checkpoints.load(trained.checkpoint)
+
+
+def spoil(folder):
+    """Of the training images one goes to val and another gets the pixels of a test image; a box of test shrinks."""
+    train, val, test = (folder / "annotations" / f"instances_{split}.json" for split in ("train", "val", "test"))
+    contents = {path: json.loads(path.read_text()) for path in (train, val, test)}
+    moved = contents[train]["images"].pop(0)
+    own = [each for each in contents[train]["annotations"] if each["image_id"] == moved["id"]]
+    contents[train]["annotations"] = [each for each in contents[train]["annotations"] if each not in own]
+    contents[val]["images"].append(moved | {"id": 999, "file_name": "moved.png"})
+    contents[val]["annotations"] += [each | {"image_id": 999, "id": 999 + n} for n, each in enumerate(own)]
+    contents[test]["annotations"][0]["bbox"][2] -= 1
+    for path, content in contents.items():
+        path.write_text(json.dumps(content))
+    (folder / "train" / moved["file_name"]).rename(folder / "val" / "moved.png")
+    shutil.copy(folder / "test" / "00000.png", folder / "train" / "00001.png")
+
+
+def test_the_splits_of_a_run_are_its_artifact_and_make_the_same_data_again(trained, store, folder, tmp_path):
+    kept = changes.contents_of(store, trained.run_id)
+    data = open_data(folder)
+    assert kept == data.contents and {split: len(names) for split, names in kept.items()} == {
+        "train": 8,
+        "val": 5,
+        "test": 4,
+    }
+    (tmp_path / "kept.json").write_text(json.dumps(kept))
+    again = open_data(folder, DataOptions(splits=str(tmp_path / "kept.json")))
+    assert again.fingerprint == data.fingerprint and again.split_rule == f"splits as in {tmp_path / 'kept.json'}"
+    assert store.client.get_run(trained.run_id).data.params["split_rule"] == "the data set's own splits"
+
+
+def test_what_differs_is_said_by_split_and_image(checkpoint, store, folder):
+    assert (
+        changes.of_data(checkpoint, open_data(folder), store) == "train is the same, test is the same, val is the same"
+    )
+    spoil(folder)
+    data = open_data(folder)
+    assert changes.of_data(checkpoint, data, store) == (
+        "train differs (images: 1 gone, such as train/00000.png; 1 with other content, such as train/00001.png), "
+        "test differs (the same images, otherwise annotated), val differs (images: 1 more, such as val/moved.png)"
+    )
+    assert changes.of_data(checkpoint, data, None) == "train differs, test differs, val differs"
+
+
+def test_an_evaluation_says_what_flatters_its_score(checkpoint, store, folder):
+    data = open_data(folder)
+    assert notes_on_data(store, checkpoint, data, "val", is_own=True) == []
+    (note,) = notes_on_data(store, checkpoint, data, "train", is_own=False)
+    assert "'train' is what the checkpoint was trained on" in note
+    spoil(folder)
+    data = open_data(folder)
+    (note,) = notes_on_data(store, checkpoint, data, "val", is_own=False)
+    assert note == "note: 1 of these 6 images were trained on, which flatters it: val/moved.png"
+    differs, again = notes_on_data(store, checkpoint, data, "val", is_own=True)
+    assert "train differs" in differs and again == note
+    assert notes_on_data(store, checkpoint, data, "test", is_own=False) == []
+
+
+def test_a_run_goes_on_with_its_splits_file_at_another_place_if_the_data_are_the_same(
+    trained, run_here, checkpoint, folder, tmp_path, monkeypatch
+):
+    contents, file = open_data(folder).contents, tmp_path / "moved.json"
+    file.write_text(json.dumps(contents))
+    facts = checkpoint | {"config": checkpoint["config"] | {"splits": "/there/splits.json"}}
+    monkeypatch.setattr(resuming, "stored_facts", lambda *_: facts)
+    asked = replace(resuming.config_of(facts), resume=trained.run_id, data=str(folder), splits=str(file), epochs=3)
+    start = resuming.choose(asked)
+    assert (start.run_id, start.config.splits, start.config.data) == (trained.run_id, str(file), str(folder))
+    prepare.require_same_data(start, open_data(folder, start.config))
+    contents["val"] |= {"train/00000.png": contents["train"].pop("train/00000.png")}
+    file.write_text(json.dumps(contents))
+    with pytest.raises(
+        ConfigError, match=r"--splits .*moved\.json .*train differs \(images: 1 gone, .*test is the same"
+    ):
+        prepare.require_same_data(start, open_data(folder, start.config))

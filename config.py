@@ -20,7 +20,7 @@ class TrainConfig(DataOptions):
     """
 
     data: str = "generated"
-    """Dataset: a folder or file (COCO JSON, Pascal VOC), or `generated` for the built-in set of coloured shapes."""
+    """Dataset: a folder or file (COCO, Pascal VOC, YOLO, CSV), or `generated` for the built-in coloured shapes."""
     model: Text = None
     """torchvision's by name, timm/NAME (any timm backbone), or recipes.NAME (yours). [fasterrcnn_resnet50_fpn_v2]"""
     weights: Text = None

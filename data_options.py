@@ -16,7 +16,8 @@ class DataOptions:
     data: Text = None
     """The data themselves: each script says what it takes."""
     train_annotations: Place = None
-    """Annotation file of the training split, where --data does not lead to it by itself."""
+    """Annotations of the training split, where --data does not lead to them: a COCO JSON, a CSV, a folder of Pascal VOC
+    or YOLO files, or a list of images. The splits are then those that are given."""
     train_images: Place = None
     """Folder of its images."""
     val_annotations: Place = None

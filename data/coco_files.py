@@ -12,6 +12,7 @@ from data.locate import is_image, is_visible
 from data.records import DataError
 
 KEY = b'"images"'
+ANNOTATIONS = ("annotations", "annotation")
 MOST_FOLDERS = 20  # that are searched for images beside the usual ones
 
 
@@ -19,12 +20,13 @@ def find_coco(folder: Path) -> list[CocoFile] | None:
     """Roboflow's layout, or the JSON files in annotations/, or those in the folder itself; None without any."""
     if files := _one_a_folder(folder):
         return files
-    annotations = [child for child in _folders(folder) if child.name.lower() in ("annotations", "annotation", "labels")]
+    annotations = [child for child in _folders(folder) if child.name.lower() in (*ANNOTATIONS, "labels")]
     for place in (*annotations, folder):
         found = [path for path in sorted(place.glob("[!.]*.json")) if may_be_coco(path)]
         instances = [path for path in found if path.stem.startswith("instances")]
         if found:  # COCO's own folder holds captions and key points as well
-            return _by_split(folder, instances or found)
+            is_annotations = folder.name.lower() in ANNOTATIONS  # given by itself: the images are beside it
+            return _by_split(folder.parent if is_annotations else folder, instances or found)
     return None
 
 
@@ -79,7 +81,7 @@ def _refuse_two_of_a_split(files: Sequence[CocoFile]) -> None:
 
 def root_of_json(path: Path) -> Path:
     """The data set's folder: the one that holds annotations/, else the file's own."""
-    return path.parent.parent if path.parent.name.lower() in ("annotations", "annotation") else path.parent
+    return path.parent.parent if path.parent.name.lower() in ANNOTATIONS else path.parent
 
 
 def coco_file(root: Path, split: str, path: Path) -> CocoFile:

@@ -1,5 +1,6 @@
 """Which format the data at a path have. What lies nearest to the path counts; within a folder COCO, VOC, YOLO, CSV."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,6 +123,10 @@ def _unrecognised(path: Path) -> str:
 
 
 def _guess(path: Path) -> str | None:
+    with contextlib.suppress(DataError):
+        above = next((form.name for form in FORMATS if form.find(path.parent)), None)
+        if above:
+            return f"Is it a part of {path.parent}? Give that: it is {above}."
     files = [each for pattern in ("[!.]*", "*/[!.]*") for each in sorted(path.glob(pattern)) if each.is_file()]
     by_kind = {}
     for each in files:

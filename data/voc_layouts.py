@@ -77,5 +77,5 @@ def _head(path: Path) -> bytes:
 
 
 def _image_folders(root: Path, xmls: Path) -> list[Path]:
-    places = [*(root / name for name in IMAGE_FOLDERS), xmls, xmls.parent, root]
+    places = [*(base / name for base in (root, xmls.parent) for name in IMAGE_FOLDERS), xmls, xmls.parent, root]
     return [place for place in dict.fromkeys(places) if place.is_dir() and any(map(is_image, place.iterdir()))]

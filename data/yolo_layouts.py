@@ -12,7 +12,7 @@ from data.locate import images_under, is_image
 from data.records import DataError, Defect
 from data.yolo import IMAGE_FOLDERS, YoloPlan, YoloSplit, labels_folder
 
-NAME_FILES = ("classes.txt", "obj.names", "names.txt", "labels.txt")
+NAME_FILES = ("classes.txt", "obj.names", "classes.names", "names.txt", "labels.txt", "_darknet.labels")
 ROW = re.compile(r"\s*\d+(\.0*)?(\s+[-+.\deE]+){4,}\s*")
 USUAL_YAMLS = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
 
@@ -179,15 +179,16 @@ def _splits_by_folder(folder: Path) -> dict[str, YoloSplit]:
     splits = {}
     for child in _folders([*images, folder]):
         split = SPLIT_NAMES.get(child.name.lower())
-        if split and split not in splits and _has_labels(child):
+        if split and split not in splits and any(map(_has_labels, (child, *_folders([child])))):
             splits[split] = YoloSplit(folders=[child])
     if splits:
         return splits
     lists = {path.stem.lower(): path for path in sorted(folder.glob("[!.]*.txt")) if path.stem.lower() in SPLIT_NAMES}
-    if images and any(map(_has_labels, images)) and any(map(is_list, lists.values())):
+    pairs = [place for place in images if any(map(_has_labels, (place, *_folders([place]))))]
+    if pairs and any(map(is_list, lists.values())):
         return {SPLIT_NAMES[name]: YoloSplit(lists=[path]) for name, path in lists.items() if is_list(path)}
-    whole = next((place for place in (*images, folder) if _has_labels(place)), None)
-    return {"train": YoloSplit(folders=[whole])} if whole else {}
+    whole = [*pairs, *([folder] if _has_labels(folder) else [])][:1]
+    return {"train": YoloSplit(folders=whole)} if whole else {}
 
 
 def _folders(parents: Sequence[Path]) -> Iterator[Path]:

@@ -15,6 +15,7 @@ from data.records import REFUSED, DataError, Defect
 
 DELIMITERS = ",;\t|"
 IMAGE_FOLDERS = ("images", "JPEGImages", "imgs", "img")
+NUMBER = re.compile(r"[^\s,;()\[\]]+")
 FRACTION_LIMIT = 2.0  # what is above is no fraction of an image
 
 
@@ -238,14 +239,14 @@ def _split(row: Sequence[str], columns: Columns) -> str:
 
 def _box(row: Sequence[str], columns: Columns) -> tuple[float, ...] | None:
     """xyxy as annotated; None where the fields are empty, which is an image without objects."""
-    words = [_field(row, place) for place in columns.box]
-    if len(words) == 1:
-        words = re.findall(r"[^\s,;()\[\]]+", words[0])
-    if not any(words):
-        return None
-    if len(words) != 4 or not all(map(is_number, words)):
-        raise _BadRow("row-malformed", f"its box is not four numbers: {_shown(row)}")
-    a, b, c, d = map(float, words)
+    try:
+        # One column holds all four, in brackets perhaps.
+        words = [row[place] for place in columns.box] if len(columns.box) == 4 else NUMBER.findall(row[columns.box[0]])
+        a, b, c, d = map(float, words)
+    except (ValueError, IndexError):
+        if not any(_field(row, place) for place in columns.box):
+            return None
+        raise _BadRow("row-malformed", f"its box is not four numbers: {_shown(row)}") from None
     if columns.shape == "origin":
         return a, b, a + c, b + d
     if columns.shape == "centre":

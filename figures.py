@@ -37,6 +37,14 @@ def draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, texts: list[s
     )
 
 
+def resized(image: np.ndarray, longest: int) -> tuple[np.ndarray, float]:
+    """The image (H, W, 3) with so many pixels on its longer side, and the factor that boxes are multiplied by."""
+    height, width = image.shape[:2]
+    scale = longest / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR), scale
+
+
 def _corners_inside(corners: np.ndarray, texts: list[str], scale: float, size: tuple[int, int]) -> np.ndarray:
     """The upper left corners (N, 2) xy, moved so that the labels above them lie in the picture."""
     text_sizes = [cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0] for text in texts]
@@ -48,7 +56,7 @@ def _corners_inside(corners: np.ndarray, texts: list[str], scale: float, size: t
 def panels(titled: Mapping[str, np.ndarray]) -> np.ndarray:
     """Pictures (H, W, 3) uint8 RGB of one size, each under its title: wide ones in a column, others in a row."""
     height, width = next(iter(titled.values())).shape[:2]
-    whole = [np.concatenate([_title(text, width), picture]) for text, picture in titled.items()]
+    whole = [under_title(text, picture) for text, picture in titled.items()]
     return side_by_side(whole, axis=0 if width > height else 1)
 
 
@@ -64,6 +72,11 @@ def side_by_side(pictures: Sequence[np.ndarray], axis: int = 1) -> np.ndarray:
     return np.concatenate(padded, axis=axis)
 
 
+def widened(picture: np.ndarray, width: int) -> np.ndarray:
+    """A picture (H, W, 3) uint8 RGB with white at its right, so many pixels wide in all."""
+    return np.pad(picture, [(0, 0), (0, width - picture.shape[1]), (0, 0)], constant_values=WHITE)
+
+
 def write(picture: np.ndarray, path: Path) -> None:
     """A picture (H, W, 3) uint8 RGB as a file, in the format of the path's suffix."""
     from PIL import Image
@@ -71,12 +84,13 @@ def write(picture: np.ndarray, path: Path) -> None:
     Image.fromarray(picture).save(path, compress_level=1)  # of PNG: a tenth of the time, a fifth more bytes
 
 
-def _title(text: str, width: int) -> np.ndarray:
+def under_title(title: str, picture: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) uint8 RGB below its title, of which as much is seen as the width has room for."""
     from PIL import Image, ImageDraw, ImageFont
 
-    strip = Image.new("RGB", (width, TITLE_PIXELS), "white")
-    ImageDraw.Draw(strip).text((4, TITLE_PIXELS // 2), text, "black", ImageFont.load_default(16), anchor="lm")
-    return np.asarray(strip)
+    strip = Image.new("RGB", (picture.shape[1], TITLE_PIXELS), "white")
+    ImageDraw.Draw(strip).text((4, TITLE_PIXELS // 2), title, "black", ImageFont.load_default(16), anchor="lm")
+    return np.concatenate([np.asarray(strip), picture])
 
 
 def loss_curves(history: History, path: Path, *, total: str = "train/loss") -> None:

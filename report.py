@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 import engine
@@ -86,9 +85,7 @@ def sample_picture(
     image: np.ndarray, record: Record, found: Sequence[dict[str, Any]], classes: Sequence[str]
 ) -> np.ndarray:
     """Ground truth above or left, detections (COCO results of this image) below or right, of an image (H, W, 3)."""
-    scale = min(1.0, LONGEST_SIDE / max(image.shape[:2]))
-    if scale < 1:
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    image, scale = figures.resized(image, LONGEST_SIDE) if max(image.shape[:2]) > LONGEST_SIDE else (image, 1.0)
     xywh = np.array([one["bbox"] for one in found]).reshape(-1, 4)
     boxes = np.column_stack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
     labels = np.array([one["category_id"] for one in found], dtype=int)

@@ -18,7 +18,7 @@ LAYERS = (
     ("continuing",),
     ("live_run", "resuming", "building", "sources"),
     ("saving", "changes"),
-    ("publishing", "description", "series", "fetching", "syncing", "disk", "data_report"),
+    ("publishing", "description", "series", "fetching", "syncing", "disk", "data_report", "preview"),
     ("workspace",),
     ("config", "engine", "metrics", "figures", "survey_figure", "formats", "tracking", "models", "data"),
     ("data_options",),

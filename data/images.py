@@ -185,9 +185,11 @@ def _reason(error: Exception) -> str:
 
 def _file(path: Path | str) -> BinaryIO:
     """The file, opened; a pipe or a device would keep its reader waiting for ever."""
-    mode = Path(path).stat().st_mode
-    if not stat.S_ISREG(mode):
-        raise OSError("it is a folder" if stat.S_ISDIR(mode) else "it is no file but a pipe or a device")
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("it is a folder" if stat.S_ISDIR(status.st_mode) else "it is no file but a pipe or a device")
+    if not status.st_size:
+        raise OSError("it is empty")
     return Path(path).open("rb")
 
 

@@ -53,6 +53,9 @@ class _Window:
     def peek(self) -> str:
         """The next character that is no space; an empty string at the end."""
         while True:
+            character = self.text[self.at : self.at + 1]
+            if character > " ":  # as it mostly is
+                return character
             self.at = SPACE.match(self.text, self.at).end()
             if self.at < len(self.text) or self.ended:
                 return self.text[self.at : self.at + 1]

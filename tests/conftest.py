@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-settings.register_profile("untimed")  # no test asserts a time
+settings.register_profile("untimed", deadline=None)  # no test asserts a time
 settings.load_profile("untimed")
 # Two processes test at once (pyproject.toml), and the networks are too small for more than a thread each.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -13,8 +13,7 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -82,24 +81,6 @@ def pixels_of(content: bytes, path: Path | str) -> np.ndarray:
         return _oriented(pixels, orientation)
 
 
-def displayed_size(path: Path | str) -> tuple[int, int]:
-    """(width, height) after the EXIF orientation, from the file's header alone."""
-    with _named_errors(path), _file(path) as file, _opened(file) as image:
-        width, height = image.size
-        return (height, width) if _orientation(image) in SIDEWAYS else (width, height)
-
-
-def displayed_sizes(paths: Sequence[Path | str]) -> list[tuple[int, int]]:
-    """Sizes of many files in order; one DataError names the first that cannot be read and counts them."""
-    with ThreadPoolExecutor(8) as pool:  # the wait for the disk, or the network, is what takes the time
-        results = list(pool.map(_size_or_error, paths))
-    errors = [result for result in results if isinstance(result, DataError)]
-    if errors:
-        listed = "\n  ".join(str(error) for error in errors[:5])
-        raise DataError(f"{len(errors)} of {len(results)} image files cannot be read:\n  {listed}")
-    return results
-
-
 @dataclass(frozen=True, kw_only=True)
 class ImageFacts:
     """What a file's header says of its pixels."""
@@ -158,13 +139,6 @@ def _packed(image: Image.Image, bits: int) -> bool:
 def _is_misnamed(path: Path, kind: str) -> bool:
     of_suffix = Image.registered_extensions().get(path.suffix.lower())
     return of_suffix not in (None, {"MPO": "JPEG"}.get(kind, kind))
-
-
-def _size_or_error(path: Path | str) -> tuple[int, int] | DataError:
-    try:
-        return displayed_size(path)
-    except DataError as error:
-        return error
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from data import images
-from data.images import displayed_size, displayed_sizes, image_facts, read_image
+from data.images import image_facts, read_image
 from data.records import DataError
 from tests.conftest import REAL_DATA, needs_real_data
 
@@ -45,7 +45,6 @@ def test_every_exif_orientation_is_applied_once(tmp_path, suffix):
         Image.fromarray(photo()).save(path, exif=exif)
         expected = turned(plain, orientation)
         np.testing.assert_array_equal(read_image(path), expected)
-        assert displayed_size(path) == expected.shape[1::-1]
         assert image_facts(path).orientation == orientation or (suffix, orientation) == (".avif", 1)
 
 
@@ -56,7 +55,7 @@ def test_an_orientation_that_makes_no_sense_is_ignored(tmp_path, suffix):
         exif = Image.Exif()
         exif[0x0112] = orientation
         Image.fromarray(photo()).save(path, exif=exif)
-        assert read_image(path).shape == (48, 64, 3) and displayed_size(path) == (64, 48)
+        assert read_image(path).shape == (48, 64, 3)
 
 
 def test_a_broken_exif_block_says_nothing_and_warns_of_nothing(tmp_path):
@@ -71,13 +70,13 @@ def test_a_broken_exif_block_says_nothing_and_warns_of_nothing(tmp_path):
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         Image.fromarray(photo()).save(path, exif=blocks[-1])
-        displayed_size(path)
+        read_image(path)
         assert heard  # by Pillow itself
         heard.clear()
         images.ignore_warnings()
         for one in blocks:
             Image.fromarray(photo()).save(path, exif=one)
-            assert read_image(path).shape == (48, 64, 3) and displayed_size(path) == (64, 48)
+            assert read_image(path).shape == (48, 64, 3)
     assert heard == []
 
 
@@ -268,7 +267,7 @@ def test_what_is_no_image_is_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=r"nothing\.jpg: No such file"):
         read_image(tmp_path / "nothing.jpg")
     (tmp_path / "text.jpg").write_text("text")
-    for read in (read_image, displayed_size):
+    for read in (read_image, image_facts):
         with pytest.raises(DataError, match=r"text\.jpg: it is not an image of a known format"):
             read(tmp_path / "text.jpg")
     (tmp_path / "page.jpg").write_bytes(
@@ -277,7 +276,7 @@ def test_what_is_no_image_is_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=r"page\.jpg: it is not an image of a known format"):
         read_image(tmp_path / "page.jpg")
     (tmp_path / "bomb.png").write_bytes(png(100_000, 100_000, 8, 2, [b""]))
-    for read in (read_image, displayed_size, image_facts):
+    for read in (read_image, image_facts):
         with pytest.raises(DataError, match=r"bomb\.png: its header tells of more than 178,956,970 pixels; cut"):
             read(tmp_path / "bomb.png")
     Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "float.tif")
@@ -285,7 +284,7 @@ def test_what_is_no_image_is_refused_by_name(tmp_path):
         read_image(tmp_path / "float.tif")
 
 
-@pytest.mark.parametrize("read", [read_image, displayed_size, image_facts])
+@pytest.mark.parametrize("read", [read_image, image_facts])
 def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path, read):
     os.mkfifo(tmp_path / "pipe.jpg")
     for path, reason in [
@@ -295,17 +294,6 @@ def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path, read):
     ]:
         with pytest.raises(DataError, match=reason):
             read(path)
-
-
-def test_sizes_come_in_order_and_errors_together(tmp_path):
-    paths = [tmp_path / f"{width}.png" for width in range(1, 30)]
-    for width, path in enumerate(paths, start=1):
-        Image.new("L", (width, 7)).save(path)
-    assert displayed_sizes(paths) == [(width, 7) for width in range(1, 30)]
-    paths[3].write_bytes(b"x")
-    paths[9].write_bytes(b"")
-    with pytest.raises(DataError, match=r"2 of 29 image files cannot be read:\n.*4\.png.*\n.*10\.png"):
-        displayed_sizes(paths)
 
 
 @needs_real_data

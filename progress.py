@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -55,6 +56,14 @@ class Progress:
     def _left(self) -> str:
         seconds = (time.monotonic() - self.started) / max(1, self.done - self.begun_at) * (self.total - self.done)
         return f"{duration(seconds)} left"
+
+
+def counted(items: Sequence[Any], what: str) -> Iterator[Any]:
+    """The items, with progress as they are taken."""
+    with Progress(what, len(items), unit="files") as progress:
+        for item in items:
+            yield item
+            progress.step()
 
 
 def duration(seconds: float) -> str:

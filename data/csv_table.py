@@ -203,8 +203,8 @@ def _add(
         split = file.split or _split(row, columns)
         image = table.images.get(name)
         if image is None:
-            where = f"{file.path.name} "
-            image = table.images[name] = _Image(FoundRows(names, where), line, split, _size(row, columns))
+            rows = FoundRows(names, f"{file.path.name} line")
+            image = table.images[name] = _Image(rows, line, split, _size(row, columns))
         elif image.split != split:
             raise _BadRow("row-in-other-split", f"{name} is in {split!r} here, and in {image.split!r} before")
         box = _box(row, columns)

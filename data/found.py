@@ -28,30 +28,30 @@ class FoundImage:
 
 
 class FoundRows:
-    """The objects of one image from the rows of a text file, as plain numbers: a tenth of the memory."""
+    """The objects of one image from the rows of a file, as plain numbers: a tenth of the memory."""
 
-    __slots__ = ("_boxes", "_crowds", "_labels", "_lines", "_names", "_where")
+    __slots__ = ("_boxes", "_crowds", "_labels", "_names", "_numbers", "_word")
 
-    def __init__(self, names: Sequence[str], where: str = "") -> None:
-        self._names, self._where = names, where  # shared by all images
-        self._lines, self._labels, self._boxes, self._crowds = array("i"), array("i"), array("d"), array("b")
+    def __init__(self, names: Sequence[str], word: str = "line") -> None:
+        self._names, self._word = names, word  # shared by all images; the word is what a row is called in messages
+        self._numbers, self._labels, self._boxes, self._crowds = array("i"), array("i"), array("d"), array("b")
 
-    def add(self, line: int, index: int, box: tuple[float, ...], iscrowd: int = 0) -> None:
-        """A row: the number of its line, the index of its class among the names, xyxy."""
-        self._lines.append(line)
+    def add(self, number: int, index: int, box: tuple[float, ...], iscrowd: int = 0) -> None:
+        """A row: its number in the file, the index of its class among the names, xyxy."""
+        self._numbers.append(number)
         self._labels.append(index)
         self._boxes.extend(box)
         self._crowds.append(iscrowd)
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self._numbers)
 
     def __iter__(self) -> Iterator[FoundObject]:
         boxes = iter(self._boxes)
-        for line, index, iscrowd in zip(self._lines, self._labels, self._crowds, strict=True):
+        for number, index, iscrowd in zip(self._numbers, self._labels, self._crowds, strict=True):
             name = self._names[index]
             box = (next(boxes), next(boxes), next(boxes), next(boxes))
-            yield FoundObject(what=f"{self._where}line {line} ({name})", class_name=name, box=box, iscrowd=iscrowd)
+            yield FoundObject(what=f"{self._word} {number} ({name})", class_name=name, box=box, iscrowd=iscrowd)
 
 
 @dataclass(frozen=True, kw_only=True)

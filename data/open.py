@@ -50,7 +50,7 @@ def open_data(
         _refuse(name, found.defects, path)
     images = [image for images in found.splits.values() for image in images]
     scans = scan_images([image.path for image in images if image.path is not None], found.root)
-    if given and "train" not in found.splits:  # to score: there is nothing to split
+    if given and "train" not in found.splits and not options.splits:  # to score: there is nothing to split
         parts, defects, rule = found.splits, found.defects, "the splits that are given"
     else:
         parts, defects, rule = complete_splits(path, found.splits, found.defects, scans, options)

@@ -14,44 +14,59 @@ from xml.etree.ElementTree import Element
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, parse
 
-from data.found import Found, FoundImage, FoundObject
+from data.found import Found, FoundImage, FoundRows
 from data.images import SUFFIXES
 from data.layout import listed
 from data.locate import ImageFolders, relative_name
 from data.records import REFUSED, DataError, Defect
 from data.voc_layouts import VocPlan, VocSplit
+from progress import counted
 
 SPLITS = ("train", "val", "test")
+NO_BOX = (math.nan,) * 4
 
 
 def read_voc(plan: VocPlan) -> Found:
     """What the XML files hold; names are relative to the plan's root."""
-    found, classes, defects = {}, set(), []
+    found, classes, defects = {}, _Classes(), []
     for split, where in plan.splits.items():
-        folder = _Folder(plan.root, where)
+        folder = _Folder(plan.root, where, classes)
         lists = _listed_splits(folder, plan.lists) if plan.lists else {}
         defects += _unlisted(folder, lists) if lists else folder.images_without_xml(split)
         for name, stems in (lists or {split: list(folder.annotations)}).items():
             images, more = folder.read(name, stems, plan.lists)
             found[name] = images
             defects += more
-            classes.update(each.class_name for image in images for each in image.objects)
-    if not classes:
+    if not classes.names:
         raise DataError(
             f"No XML file of {listed(map(str, _xml_folders(plan)))} has an object, so there are no classes."
         )
-    return Found(format="voc", root=plan.root, classes=tuple(sorted(classes)), splits=found, defects=defects)
+    return Found(format="voc", root=plan.root, classes=tuple(sorted(classes.names)), splits=found, defects=defects)
 
 
 def _xml_folders(plan: VocPlan) -> list[Path]:
     return [where.annotations for where in plan.splits.values()]
 
 
+class _Classes:
+    """The class names in the order in which they were met."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._index: dict[str, int] = {}
+
+    def index(self, name: str) -> int:
+        if name not in self._index:
+            self._index[name] = len(self.names)
+            self.names.append(name)
+        return self._index[name]
+
+
 class _Folder:
     """A folder of XML files with the folders where their images are."""
 
-    def __init__(self, root: Path, where: VocSplit) -> None:
-        self.root, self.where = root, where
+    def __init__(self, root: Path, where: VocSplit, classes: _Classes) -> None:
+        self.root, self.where, self.classes = root, where, classes
         self.annotations = {path.stem: path for path in sorted(where.annotations.glob("[!.]*.[xX][mM][lL]"))}
         self.images = ImageFolders(root, where.images)
 
@@ -67,7 +82,7 @@ class _Folder:
 
     def read(self, split: str, stems: list[str], lists: Path | None) -> tuple[list[FoundImage], list[Defect]]:
         images, defects = {}, []
-        for stem in stems:
+        for stem in counted(stems, f"read annotations of {split}"):
             if stem not in self.annotations:
                 detail = f"{stem} has no XML in {self.where.annotations}: write one (without objects, if it shows none)"
                 file = relative_name(lists / f"{split}.txt", self.root)
@@ -93,10 +108,10 @@ class _Folder:
         except (ParseError, DefusedXmlException, UnicodeError, ValueError) as error:
             detail = f"it cannot be read as XML: {error}. Export it again"
             xml, defects = Element("annotation"), [_defect("annotation-unreadable", split, xml_name, detail, REFUSED)]
-        objects = []
+        objects = FoundRows(self.classes.names, "object")
         for number, each in enumerate(xml.findall("object"), start=1):
-            if found := _found_object(number, each):
-                objects.append(found)
+            if class_name := (each.findtext("name") or "").strip():
+                objects.add(number, self.classes.index(class_name), _box(each))
             else:
                 detail, what = "it has no class name. Name it, or take it out", f"object {number}"
                 defects.append(_defect("class-missing", split, xml_name, detail, REFUSED, what))
@@ -158,13 +173,10 @@ def _unlisted(folder: _Folder, splits: dict[str, list[str]]) -> list[Defect]:
     ]
 
 
-def _found_object(number: int, xml: Element) -> FoundObject | None:
-    """One <object>; None where it has no class. Boxes of its <part>s lie deeper, and are none of its own."""
-    class_name = (xml.findtext("name") or "").strip()
-    box = [_number(xml.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")]
-    return class_name and FoundObject(
-        what=f"object {number} ({class_name})", class_name=class_name, box=None if None in box else tuple(box)
-    )
+def _box(xml: Element) -> tuple[float, ...]:
+    """xyxy of an <object>, NaN where it is not four numbers; boxes of its <part>s lie deeper and are not its own."""
+    box = tuple(_number(xml.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
+    return NO_BOX if None in box else box
 
 
 def _declared_size(xml: Element) -> tuple[int, int] | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from data.found import Found, FoundImage, FoundRows
 from data.locate import ImageFolders, images_under, is_image, relative_name
 from data.records import REFUSED, DataError, Defect
+from progress import counted
 
 IMAGE_FOLDERS = ("images", "JPEGImages")  # in a path, "labels" takes their place
 ROUNDING = 1e-4  # over the edge, in fractions: files with four decimals
@@ -52,7 +53,7 @@ def read_yolo(plan: YoloPlan) -> Found:
     for split, listed in files.items():
         looked_in = ", ".join(map(str, (*plan.splits[split].folders, *plan.splits[split].lists)))
         images, used = {}, set()
-        for name, path, label in listed:
+        for name, path, label in counted(listed, f"read annotations of {split}"):
             if name in images:
                 defects.append(_defect("image-listed-twice", split, name, None, "it is listed twice", "used once"))
                 continue

@@ -9,12 +9,11 @@ import numpy as np
 from data.boxes import Boxes, Finding, settle, suspicions
 from data.columns import Records
 from data.found import FoundImage
+from data.image_defects import image_defects
 from data.records import REFUSED, Defect, Record
 from data.scan import ImageScan
 from data_options import DataOptions
 
-HUGE_PIXELS = 50e6
-LONGEST_TO_SHORTEST = 10
 NO_BOX = (np.nan,) * 4
 
 
@@ -34,7 +33,7 @@ def checked_records(
             continue
         readable.append(image)
         seen.append(scan)
-        defects += _image_defects(split, image, scan)
+        defects += image_defects(split, image, scan)
     found = _gathered(readable, seen, classes)
     boxes, kept, wrong = settle(found, options.on_defect)
     kept = np.flatnonzero(kept)
@@ -67,27 +66,6 @@ def _unreadable(split: str, image: FoundImage, scan: ImageScan | None) -> Defect
     else:
         kind, detail = "image-unreadable", scan.error
     return _defect(split, image, kind=kind, severity="error", detail=detail, action=REFUSED)
-
-
-def _image_defects(split: str, image: FoundImage, scan: ImageScan) -> list[Defect]:
-    """What is wrong or unusual of an image that can be read."""
-    defects = []
-    size = width, height = scan.width, scan.height
-    if image.declared_size not in (None, size):
-        detail = "annotated as {}×{}, but the file shows {}×{} pixels".format(*image.declared_size, *size)
-        if image.declared_size == size[::-1]:
-            detail += " (annotated on the unrotated image? Its EXIF orientation turns it)"
-        action = "the file's size is used; the boxes may be wrong"
-        defects.append(_defect(split, image, kind="size-differs", severity="error", detail=detail, action=action))
-    if width * height > HUGE_PIXELS:
-        detail = f"{width}×{height} pixels, which take {3 * width * height / 1e6:.0f} MB in every loader"
-        defects.append(_defect(split, image, kind="image-huge", severity="warning", detail=detail, action="image kept"))
-    if max(size) > LONGEST_TO_SHORTEST * min(size):
-        detail = f"{width}×{height} pixels: made to fit the detector, its shorter side almost vanishes"
-        defects.append(
-            _defect(split, image, kind="image-elongated", severity="warning", detail=detail, action="image kept")
-        )
-    return defects
 
 
 def _gathered(images: Sequence[FoundImage], scans: Sequence[ImageScan], classes: Sequence[str]) -> Boxes:

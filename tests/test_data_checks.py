@@ -5,6 +5,7 @@ from time import monotonic
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.balance import class_defects
 from data.boxes import CLIP_TOLERANCE
@@ -152,6 +153,40 @@ def test_sizes_of_images():
     assert (defect.kind, defect.severity, record.width) == ("size-differs", "error", 400) and "EXIF" in defect.detail
     assert [d.kind for d in checked(image_of(FINE), size=(8000, 7000))[1]] == ["image-huge"]
     assert [d.kind for d in checked(image_of(FINE), size=(4000, 60))[1]] == ["image-elongated"]
+
+
+def test_what_is_unusual_of_files_is_noted_with_what_becomes_of_it(tmp_path):
+    photo = Image.effect_noise((40, 30), 80)
+    made = {
+        "grey.jpg": (photo, {}),
+        "alpha.png": (photo.convert("RGBA"), {}),
+        "palette.png": (photo.convert("P"), {}),
+        "deep.png": (Image.fromarray(np.asarray(photo).astype(np.uint16) * 256), {}),
+        "print.jpg": (photo.convert("CMYK"), {}),
+        "turned.jpg": (photo.convert("RGB").rotate(90, expand=True), {"exif": orientation(6)}),
+        "odd.jpg": (photo.convert("RGB"), {"exif": orientation(65535)}),
+        "plain.jpg": (photo.convert("RGB"), {"exif": orientation(1)}),
+    }
+    write_coco(tmp_path, {"train": coco(list(enumerate(made))), "val": coco([(1, "z.jpg")])})
+    for name, (image, options) in made.items():
+        image.save(tmp_path / "train2017" / name, **options)
+    notes = {(Path(d.file).name, d.kind, d.action) for d in open_data(tmp_path).defects if d.severity == "note"}
+    assert notes == {
+        ("grey.jpg", "image-greyscale", "made RGB"),
+        ("alpha.png", "image-alpha", "laid over white"),
+        ("palette.png", "image-palette", "made RGB"),
+        ("deep.png", "image-greyscale", "made RGB"),
+        ("deep.png", "image-16-bit", "scaled to 8 bits"),
+        ("print.jpg", "image-CMYK", "made RGB"),
+        ("turned.jpg", "exif-turned", "turned as viewers show it"),
+        ("odd.jpg", "exif-invalid", "not turned"),
+    }
+
+
+def orientation(value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
 
 
 def test_pairs_are_those_of_the_plain_definition():

@@ -118,8 +118,8 @@ def test_the_same_boxes_come_from_every_format_and_from_their_export(tmp_path_fa
     ):
         write(folder / name, images) if name in ("voc", "yolo") else write(_made(folder / name), images)
         data = open_data(folder / name)
-        assert (data.format, set(data.classes)) == (name, set(NAMES))
-        assert {defect.action for defect in data.defects} <= {"box kept"}
+        changed = [each for each in data.defects if each.severity != "note" and not each.action.endswith("kept")]
+        assert (data.format, changed, set(data.classes)) == (name, [], set(NAMES))
         found = everything(data)
         assert found.keys() == wanted.keys()
         for file, objects in wanted.items():

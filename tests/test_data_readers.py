@@ -211,7 +211,8 @@ def test_a_size_that_disagrees_with_the_file_is_an_error_and_exif_is_seen(tmp_pa
     exif[0x0112] = 6
     write_image(tmp_path / "train2017" / "a.jpg", exif=exif)  # annotated 40×30, shown as 30×40
     data = open_data(tmp_path)
-    (defect,) = data.defects
+    defect, turned = data.defects
+    assert (turned.kind, turned.severity) == ("exif-turned", "note")
     assert (defect.kind, defect.severity, defect.file) == ("size-differs", "error", "train2017/a.jpg")
     assert "EXIF" in defect.detail
     assert (data.records("train")[0].width, data.records("train")[0].height) == (30, 40)

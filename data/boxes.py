@@ -117,10 +117,11 @@ def _wrong_details(boxes: Boxes, over: np.ndarray) -> dict[str, Callable[[int], 
 def suspicions(boxes: Boxes, names: Callable[[int], str], classes: Sequence[str]) -> list[Finding]:
     """What a person should look at among sound boxes; `names` gives an object's name in messages by its number."""
     single = np.flatnonzero(boxes.iscrowd == 0)  # a crowd's box may be of any size and lie on others
+    alone = boxes if len(single) == len(boxes.image) else boxes[single]
     found = [
-        *_odd_sizes(boxes[single]),
-        *_on_one_another(boxes[single], lambda number: names(single[number]), classes),
-        *_of_another_class(boxes[single], classes),
+        *_odd_sizes(alone),
+        *_on_one_another(alone, lambda number: names(single[number]), classes),
+        *_of_another_class(alone, classes),
     ]
     # The details speak of numbers among the single ones.
     return [

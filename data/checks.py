@@ -79,16 +79,16 @@ def _gathered(images: Sequence[FoundImage], scans: Sequence[ImageScan], classes:
             labels.append(label_of.get(found.class_name, 0))
             crowds.append(found.iscrowd)
             areas.append(np.nan if found.area is None else found.area)
-    owner = np.array(owners, dtype=np.int64)
+    owner = np.frombuffer(owners, dtype=np.int64)
     sizes = np.array([(scan.width, scan.height) for scan in scans], dtype=np.float64).reshape(-1, 2)
     in_shares = np.array([image.normalised for image in images], dtype=bool)
     scale = np.where(in_shares[:, None], np.tile(sizes, 2), 1.0)
     return Boxes(
         image=owner,
-        corners=np.array(corners, dtype=np.float64).reshape(-1, 4) * scale[owner],
-        labels=np.array(labels, dtype=np.int64),
-        iscrowd=np.array(crowds, dtype=np.uint8),
-        area=np.array(areas, dtype=np.float64),
+        corners=np.frombuffer(corners, dtype=np.float64).reshape(-1, 4) * scale[owner],
+        labels=np.frombuffer(labels, dtype=np.int64),
+        iscrowd=np.frombuffer(crowds, dtype=np.uint8),
+        area=np.frombuffer(areas, dtype=np.float64),
         size=sizes[owner],
     )
 

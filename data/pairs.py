@@ -42,12 +42,12 @@ def _near_pairs(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """The pairs by their distance in the order of left edges, along which few boxes have to be compared.
 
-    An IoU above `least` needs left edges closer than (1 / least - 1) × the width of the left box, so that a box whose
+    An IoU above `least` needs left edges closer than (1 - least) × the width of the left box, so that a box whose
     next neighbour is too far away has no farther one that is near.
     """
     order = np.lexsort([boxes[:, 0], group])
     group, boxes = group[order], boxes[order]
-    reach = (boxes[:, 2:] - boxes[:, :2]) * (1 / least - 1)
+    reach = (boxes[:, 2:] - boxes[:, :2]) * (1 - least)
     left, distance = np.arange(len(boxes) - 1), 1
     while len(left):
         right = left + distance

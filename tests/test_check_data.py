@@ -57,6 +57,7 @@ def test_json_has_the_numbers_and_every_defect(folder, run_script):
     }
     assert report["fingerprint"] == open_data(folder).fingerprint
     assert sum(map(sum, report["places"])) == sum(report["side_histogram"]["boxes"]) == 5
+    assert (report["places"][8][9], report["places"][12][6]) == (1, 2)
     assert report["image_sizes"] == [{"width": 40, "height": 30, "images": 4}]
 
 

@@ -206,6 +206,9 @@ def test_pairs_are_those_of_the_plain_definition():
         expected = [(i, j, value) for i, j, value in plain if value > least]
         assert list(zip(first.tolist(), second.tolist(), strict=True)) == [(i, j) for i, j, _ in expected]
         np.testing.assert_allclose(overlap, [value for _, _, value in expected])
+    at_the_limit = np.array([[0, 0, 100, 10], [19, 0, 100, 10], [0, 50, 10, 150], [0, 69, 10, 150.0]])
+    first, second, _ = near_pairs(np.zeros(4, dtype=int), at_the_limit, 0.8)
+    assert (first.tolist(), second.tolist()) == ([0, 2], [1, 3])
     same = [next(j for j in range(300) if (group[j], *boxes[j]) == (group[i], *boxes[i])) for i in range(300)]
     assert first_of_same(group, boxes).tolist() == same
     assert len(near_pairs(group[:0], boxes[:0], 0.8)[0]) == len(first_of_same(group[:0], boxes[:0])) == 0

@@ -27,10 +27,16 @@ class CheckConfig(DataOptions):
     """Folder for the whole report (report.md, report.json) and its figure (survey.png)."""
     export: commandline.Export = None
     """Write the data, as training would use them, as COCO: to FILE.json, or a FOLDER's instances_SPLIT.json."""
+    preview: commandline.File = None
+    """Write a picture (.jpg, .png) of training images beside what training sees of them, epoch by epoch."""
+    augmentation: commandline.Text = None
+    """Of the --preview, as for train.py. [flip]"""
 
     def __post_init__(self):
         if self.data is None and not self.given_files:
             raise commandline.ConfigError("Which data? Give a folder or a file: python check_data.py PATH")
+        if self.augmentation is not None and self.preview is None:
+            raise commandline.ConfigError("--augmentation is shown by --preview FILE: give both")
 
 
 def main(config: CheckConfig) -> dict[str, Any]:
@@ -55,6 +61,11 @@ def examine(config: CheckConfig) -> tuple[Any, dict[str, Any]]:
     if config.export is not None:
         _, place = config.export
         say(f"exported: {', '.join(map(str, export_coco(data, place)))}")
+    if config.preview is not None:
+        from preview import write_preview  # with albumentations' and torch's seconds
+
+        write_preview(data, config.preview, augmentation=config.augmentation or "flip")
+        say(f"what training sees: {config.preview}")
     return data, report
 
 

@@ -98,6 +98,14 @@ def test_output_and_export(folder, tmp_path, run_script):
     assert len(exported["annotations"]) == 3
 
 
+def test_preview(folder, tmp_path, run_script):
+    ended = run_script("check_data.py", folder, "--preview", tmp_path / "seen.png", "--augmentation", "none")
+    assert ended.returncode == 0, ended.stderr
+    with Image.open(tmp_path / "seen.png") as picture:
+        assert picture.height > 500
+    assert run_script("check_data.py", folder, "--augmentation", "none").returncode == 2
+
+
 @pytest.mark.parametrize("classes", [1, 80])
 def test_the_figure_of_any_number_of_classes_and_of_no_boxes(classes):
     names = [f"class {number} of a long, long name" for number in range(classes)]

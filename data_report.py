@@ -82,6 +82,8 @@ def _splits(numbers: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def _sizes(sizes: Sequence[dict[str, int]]) -> str:
+    if not sizes:
+        return "no image can be read"
     shown = [f"{one['width']}×{one['height']}" for one in sizes[:3]]
     if len(sizes) == 1:
         return f"all images are {shown[0]} pixels"

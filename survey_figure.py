@@ -77,12 +77,14 @@ def _places(figure: Any, axes: Any, places: Sequence[Sequence[int]]) -> None:
 
 def _image_sizes(axes: Any, sizes: Sequence[Mapping[str, int]]) -> None:
     """A dot for each size, its area by how many images have it."""
-    widths, heights, images = (np.array([one[key] for one in sizes]) for key in ("width", "height", "images"))
-    axes.scatter(widths, heights, 15 + 250 * images / max(images), alpha=0.5)
-    axes.set(xlim=(0, 1.15 * max(widths)), ylim=(0, 1.15 * max(heights)))
     axes.set_title("image sizes in pixels", fontsize=10)
     axes.set(xlabel="width", ylabel="height")
     axes.grid(alpha=0.3)
+    if not sizes:
+        return
+    widths, heights, images = (np.array([one[key] for one in sizes]) for key in ("width", "height", "images"))
+    axes.scatter(widths, heights, 15 + 250 * images / max(images), alpha=0.5)
+    axes.set(xlim=(0, 1.15 * max(widths)), ylim=(0, 1.15 * max(heights)))
 
 
 def _short(name: str, longest: int) -> str:

@@ -28,11 +28,11 @@ def _absent(counts: Mapping[str, np.ndarray]) -> Found:
         yield "train", index, _warning("class-without-boxes", "no split has a box of it", "trained without an example")
     for split, boxes in counts.items():
         for index in np.flatnonzero((boxes > 0) & (train == 0)):
-            detail = f"{boxes[index]} boxes, and train has none"
+            detail = f"{boxes[index]} of its boxes are here, and none in train"
             action = "scored, and never found"
             yield split, index, _warning("class-not-in-train", detail, action) | {"severity": "error"}
         for index in np.flatnonzero((boxes == 0) & (train > 0)):
-            detail = f"no box, and train has {train[index]}"
+            detail = f"none of its boxes are here, and {train[index]} in train"
             yield split, index, _warning("class-not-in-split", detail, "not scored")
 
 
@@ -49,7 +49,7 @@ def _unlike(counts: Mapping[str, np.ndarray]) -> Found:
         expected = train / max(1, train.sum()) * boxes.sum()
         more, fewer = np.maximum(boxes, expected), np.minimum(boxes, expected)
         for index in np.flatnonzero((fewer > 0) & (more > UNLIKE * fewer) & (more >= ENOUGH_BOXES)):
-            detail = f"{boxes[index]} boxes; with train's share they were {expected[index]:.0f}"
+            detail = f"{boxes[index]} boxes; by its share in train there would be {expected[index]:.0f}"
             yield split, index, _warning("class-balance-differs", detail, "scored as it is")
 
 

@@ -23,6 +23,7 @@ Open = tyro.conf.arg(help_behavior_hint="")  # beside a type: the help says in w
 Repeated = tyro.conf.UseAppendAction
 # Optional values: the help says in words what stands for an open one, so the default None is not shown.
 Text = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
+Regex = Annotated[str | None, tyro.conf.arg(metavar="REGEX", help_behavior_hint="")]
 Int = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 Float = Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from commandline import Place, Text
+from commandline import Place, Regex, Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,12 @@ class DataOptions:
     """Likewise for test."""
     test_images: Place = None
     """Folder of its images."""
-    split_by: Text = None
-    """Where a val split is made: images in whose names this regular expression finds the same stay together."""
+    split_by: Regex = None
+    """Where a val split is made: images in whose names (paths in the data set) this regular expression finds the same
+    (its groups, if it has any) stay together, as in '^patient\\d+'. Of splits that exist, it says which divide them."""
     splits: Place = None
-    """A file that says which image is in which split; every run keeps its own as data/splits.json."""
+    """What says which image is in which split: a JSON file {split: [names]} such as every run keeps (data/splits.json),
+    a CSV file with the columns name and split, or a folder of train.txt, val.txt, test.txt."""
     on_defect: Literal["clip", "drop", "fail"] = "clip"
     """Boxes that leave their image: clipped to it, dropped, or refused; a box that is no box is dropped, or refused."""
     empty: Literal["keep", "drop"] = "keep"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from data.columns import Records
 
 REFUSED = "training refuses the data"  # the action on a defect that a person must mend
+CLASSES_NAMED = 100  # by describe(); LVIS has 1203
 NO_CLASS = "N/A"  # as torchvision's COCO models name the numbers that are no class
 
 
@@ -133,6 +134,7 @@ class DetectionData:
             lines.append(
                 f"  {split}: {len(records)} images, {len(records.boxes)} boxes, {empty} images without objects"
             )
-        lines.append(f"  {len(self.classes)} classes: {', '.join(self.classes)}")
+        more = ", …" if len(self.classes) > CLASSES_NAMED else ""
+        lines.append(f"  {len(self.classes)} classes: {', '.join(self.classes[:CLASSES_NAMED])}{more}")
         lines += [f"  {line}" for line in defect_lines(self.all_defects, named)]
         return lines

@@ -51,7 +51,7 @@ def read_path(path: Path) -> Found:
         return _read_file(path)
     tables = []
     for folders in _levels(path):
-        found = [(form, folder, plan) for folder in folders for form in FORMATS if (plan := form.find(folder))]
+        found = _found_in(folders)
         tables += [(CSV, folder, plan) for folder in folders if (plan := _table(folder))]
         if found:
             return _read_first(path, found, found + tables)
@@ -59,6 +59,22 @@ def read_path(path: Path) -> Found:
         nearest = len(tables[0][1].parts)
         return _read_first(path, [each for each in tables if len(each[1].parts) == nearest], tables)
     raise DataError(_unrecognised(path))
+
+
+def _found_in(folders: list[Path]) -> list[tuple[_Format, Path, Any]]:
+    """(format, folder, plan) of everything found, in the order of formats."""
+    found = []
+    for form in FORMATS:
+        for folder in folders:
+            try:
+                plan = form.find(folder)
+            except DataError:  # of a format that is not read where another is there
+                if not found:
+                    raise
+                continue
+            if plan:
+                found.append((form, folder, plan))
+    return found
 
 
 def _table(folder: Path) -> Any:

@@ -153,7 +153,10 @@ def test_what_lies_nearest_is_read_and_what_else_is_there_is_said(tmp_path):
         f"COCO is read, and not what is there too: Pascal VOC in {tmp_path}, YOLO in {tmp_path}, CSV in {tmp_path}"
     ]
     put(tmp_path / "above.csv", "image,xmin,ymin,xmax,ymax,class\na.jpg,1,2,3,4,cat\n")
-    assert open_data(tmp_path).format == "coco"  # two tables are no reason to refuse what is read
+    put(tmp_path / "other.yaml", ROBOFLOW)
+    put(tmp_path / "third.yaml", ROBOFLOW)
+    (tmp_path / "data.yaml").unlink()
+    assert open_data(tmp_path).format == "coco"  # two tables, two YAML files: no reason to refuse what is read
 
 
 def test_what_is_not_recognised_gets_a_guess(tmp_path):

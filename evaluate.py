@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -227,6 +228,11 @@ def notes_on_data(
     if seen:
         shown = ", ".join(seen[:3]) + (", …" if len(seen) > 3 else "")
         notes.append(f"note: {len(seen)} of these {len(images)} images were trained on, which flatters it: {shown}")
+        trained_with = DataOptions.of(checkpoint["config"])
+        given = {"--split-by": trained_with.split_by, "--splits": trained_with.splits}
+        own = " ".join(f"{flag} {shlex.quote(value)}" for flag, value in given.items() if value)
+        if own and not is_own:
+            notes.append(f"note: training's own splits were made by {own}")
     return notes
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -61,14 +62,14 @@ def _group_finder(split_by: str | None) -> Callable[[str], str]:
     try:
         pattern = re.compile(split_by)
     except re.error as error:
-        raise DataError(f"--split-by {split_by!r} is no regular expression: {error}") from error
+        raise DataError(f"--split-by {shlex.quote(split_by)} is no regular expression: {error}") from error
 
     def group_of(name: str) -> str:
         match = pattern.search(ROBOFLOW_VERSION.sub("", name))
         if match is None:
             raise DataError(
-                f"--split-by {split_by!r} finds nothing in {name!r}. Every image needs a group: "
-                f"to let others be groups of their own, write {split_by + '|.*'!r}"
+                f"--split-by {shlex.quote(split_by)} finds nothing in {name!r}. Every image needs a group: "
+                f"to let others be groups of their own, write --split-by {shlex.quote(split_by + '|.*')}"
             )
         return "\0".join(group or "" for group in match.groups()) if match.groups() else match[0]
 

@@ -86,6 +86,11 @@ def test_an_evaluation_says_what_flatters_its_score(checkpoint, store, folder):
     data = open_data(folder)
     (note,) = notes_on_data(store, checkpoint, data, "val", is_own=False)
     assert note == "note: 1 of these 6 images were trained on, which flatters it: val/moved.png"
+    grouped = checkpoint | {"config": checkpoint["config"] | {"split_by": r"^\d+"}}
+    assert notes_on_data(store, grouped, data, "val", is_own=False) == [
+        note,
+        r"note: training's own splits were made by --split-by '^\d+'",
+    ]
     differs, again = notes_on_data(store, checkpoint, data, "val", is_own=True)
     assert "train differs" in differs and again == note
     assert notes_on_data(store, checkpoint, data, "test", is_own=False) == []

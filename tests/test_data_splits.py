@@ -90,7 +90,7 @@ def test_a_group_is_what_the_parentheses_find():
     names = ["a_x_1.jpg", "a_y_1.jpg", "b_x_2.jpg", "b_y_2.jpg", "c_x_3.jpg", "d_x_4.jpg"]
     made = made_split(names, split_by=r"^(.)_._(.)")
     assert made["a_x_1.jpg"] == made["a_y_1.jpg"] and made["b_x_2.jpg"] == made["b_y_2.jpg"]
-    with pytest.raises(DataError, match=r"finds nothing in 'c_x_3.jpg'.*write '\^\[ab\]\|\.\*'"):
+    with pytest.raises(DataError, match=r"finds nothing in 'c_x_3.jpg'.*write --split-by '\^\[ab\]\|\.\*'"):
         made_split(names, split_by="^[ab]")
     with pytest.raises(DataError, match="is no regular expression"):
         made_split(names, split_by="(")

@@ -17,9 +17,13 @@ from data.yolo_layouts import is_list, names_beside
 Given = Mapping[str, tuple[Path, Path | None]]  # {split: (annotations, folder of images)}
 
 
-def read_given(root: Path, files: Mapping[str, tuple[str, str | None]]) -> Found:
+def existing(files: Mapping[str, tuple[str | None, str | None]]) -> Given:
+    """The given files by their paths; DataError names the option whose file is not there."""
+    return {split: _existing(split, *paths) for split, paths in files.items()}
+
+
+def read_given(root: Path, given: Given) -> Found:
     """What the given files hold, all in one format; the splits are those that are given."""
-    given = {split: _existing(split, *paths) for split, paths in files.items()}
     formats = {split: _format(split, annotations) for split, (annotations, _) in given.items()}
     if len(set(formats.values())) > 1:
         told = ", ".join(f"{split}: {name}" for split, name in formats.items())

@@ -6,7 +6,7 @@ from pathlib import Path
 from data.balance import class_defects
 from data.checks import checked_records
 from data.generated import generated_data
-from data.given_files import read_given
+from data.given_files import existing, read_given
 from data.layout import listed
 from data.leakage import duplicates
 from data.recognise import read_path
@@ -33,7 +33,7 @@ def open_data(
     is recognised or the data cannot be used; what can be used with care is in the result's `defects`, and what
     cannot as well when told not to `refuse`.
     """
-    given = options.given_files
+    given = existing(options.given_files)
     if given and str(where) in ("None", "generated"):
         where = options.folder_of_files
     if str(where) == "generated":

@@ -234,14 +234,15 @@ def test_half_given_files_are_told(tmp_path):
     train = str(tmp_path / "annotations" / "instances_train2017.json")
     for options, message in [
         ({"val_images": str(tmp_path)}, "--val-images is given without --val-annotations"),
-        ({"val_annotations": str(tmp_path / "x.json")}, r"--val-annotations: there is nothing at .*x\.json"),
+        ({"val_annotations": str(tmp_path / "no" / "x.json")}, r"--val-annotations: there is nothing at .*x\.json"),
         ({"train_annotations": train, "train_images": train}, r"--train-images: .* is no folder"),
         ({"train_annotations": train, "val_annotations": str(tmp_path / "boxes.csv")}, "train: COCO, val: CSV"),
         ({"val_annotations": str(tmp_path / "train2017")}, r"--val-annotations .*train2017 is none of these"),
         ({"val_annotations": str(tmp_path / "texts")}, "YOLO text files: give --val-images too"),
     ]:
-        with pytest.raises(DataError, match=message):
-            open_data(tmp_path, DataOptions(**options))
+        for where in (tmp_path, None):
+            with pytest.raises(DataError, match=message):
+                open_data(where, DataOptions(**options))
 
 
 def test_given_files_take_the_place_of_the_generated_data(tmp_path):

@@ -49,7 +49,7 @@ def test_a_run_shows_the_same_images_at_the_start_and_at_every_validation(home, 
         (f"predictions~{number}", step) for number in (1, 2, 3, 4) for step in (0, 4, 8)
     ]
     assert artifacts(run_id, "figures") == ["ap.png", "best_predictions.png", "loss.png"]
-    assert artifacts(run_id, "data") == ["report.json", "report.md", "survey.png"]
+    assert artifacts(run_id, "data") == ["report.json", "report.md", "splits.json", "survey.png"]
     height, width, _ = pixels(downloaded(run_id, "figures/best_predictions.png", tmp_path)).shape
     assert width > 4 * 400 and height > 2 * 300  # small images are enlarged, two panels a column, four columns
 

@@ -42,7 +42,10 @@ def violations() -> list[str]:
     found = []
     for file in (
         file
-        for pattern in ("*.py", "tracking/*.py", "models/*.py", "data/*.py", "recipes/*.py", "benchmarks/*.py")
+        for pattern in (
+            *("*.py", "tracking/*.py", "models/*.py", "recipes/*.py", "benchmarks/*.py"),
+            *("data/*.py", "data/readers/*.py", "data/checks/*.py"),
+        )
         for file in ROOT.glob(pattern)
     ):
         owner = file.relative_to(ROOT).parts[0].removesuffix(".py")

@@ -71,7 +71,7 @@ class Clock:
 
 def annotations(root: Path) -> str:
     """Reading the JSON files and making every object once."""
-    from data.coco import CocoFile, read_coco
+    from data.readers.coco import CocoFile, read_coco
 
     clock = Clock()
     files = [(split, root / "annotations" / f"instances_{split}.json") for split in ("train", "val")]
@@ -147,7 +147,7 @@ def main() -> None:
         parts = {"annotations": annotations, "opened": opened, "loader": lambda root: loader(root, options.workers)}
         print(f"{options.only:12}", parts[options.only](options.folder))
         return
-    from data.scan_cache import ScanCache
+    from data.checks.scan_cache import ScanCache
 
     with tempfile.TemporaryDirectory() as temporary:
         root = options.folder or Path(temporary).resolve() / "large"

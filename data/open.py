@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.balance import class_defects
-from data.checks import checked_records
+from data.checks.balance import class_defects
+from data.checks.check import checked_records
+from data.checks.leakage import duplicates
+from data.checks.scan import scan_images
 from data.generated import generated_data
-from data.given_files import existing, read_given
-from data.layout import listed
-from data.leakage import duplicates
-from data.recognise import read_path
+from data.readers.given_files import existing, read_given
+from data.readers.layout import listed
+from data.readers.recognise import read_path
 from data.records import DataError, Defect, DetectionData
-from data.scan import scan_images
 from data.splits import complete_splits
 from data.survey import boxes_by_class
 from data_options import DataOptions

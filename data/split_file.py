@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from data.found import FoundImage
+from data.readers.found import FoundImage
 from data.records import DataError
 
 SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}  # what we call otherwise

@@ -70,7 +70,7 @@ def script_runner(folder: Path) -> Script:
 @pytest.fixture(scope="session", autouse=True)
 def scans_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keeps what scans saw of images out of the repository's own folder."""
-    from data import scan_cache
+    from data.checks import scan_cache
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scan_cache, "FOLDER", tmp_path_factory.mktemp("scans"))

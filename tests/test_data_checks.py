@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.balance import class_defects
-from data.boxes import CLIP_TOLERANCE
-from data.checks import checked_records
-from data.found import FoundImage, FoundObject
+from data.checks.balance import class_defects
+from data.checks.boxes import CLIP_TOLERANCE
+from data.checks.check import checked_records
+from data.checks.pairs import first_of_same, near_pairs
+from data.checks.scan import ImageScan
 from data.open import open_data
-from data.pairs import first_of_same, near_pairs
+from data.readers.found import FoundImage, FoundObject
 from data.records import REFUSED, DataError
-from data.scan import ImageScan
 from data_options import DataOptions
 from tests.conftest import REAL_DATA, needs_real_data
 from tests.test_data_readers import coco, write_coco

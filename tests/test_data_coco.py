@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import json_entries
-from data.coco import CocoFile, read_coco
-from data.masks import box_of_mask
 from data.open import open_data
+from data.readers import json_entries
+from data.readers.coco import CocoFile, read_coco
+from data.readers.masks import box_of_mask
 from data.records import REFUSED, DataError
 from tests.test_data_readers import coco, write_image
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.csv_columns import understand
 from data.open import open_data
+from data.readers.csv_columns import understand
 from data.records import DataError
 from tests.conftest import REAL_DATA, needs_real_data
 from tests.test_data_readers import write_image

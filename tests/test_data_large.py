@@ -14,7 +14,7 @@ from benchmarks.large_data import write
 READ = """
 import json, resource, sys
 from pathlib import Path
-from data.coco import CocoFile, read_coco
+from data.readers.coco import CocoFile, read_coco
 root = Path(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 files = [CocoFile(split="train", path=root / "annotations/instances_train.json", image_folders=[root / "train"])]

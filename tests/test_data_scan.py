@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from data import scan, scan_cache
-from data.lookalikes import MOST_COARSE, MOST_FINE, pairs_alike
-from data.scan import look_of, scan_images
+from data.checks import scan, scan_cache
+from data.checks.lookalikes import MOST_COARSE, MOST_FINE, pairs_alike
+from data.checks.scan import look_of, scan_images
 
 LONG_AGO = (1_000_000_000, 1_000_000_000)
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.found import FoundImage
+from data.checks.scan_cache import ImageScan
 from data.open import open_data
+from data.readers.found import FoundImage
 from data.records import DataError
-from data.scan_cache import ImageScan
 from data.splits import VAL_SHARE, complete_splits
 from data_options import DataOptions
 from tests.test_data_readers import coco, write_coco, write_voc

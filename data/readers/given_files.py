@@ -4,15 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.coco import CocoFile, read_coco
-from data.coco_files import coco_file
-from data.csv_table import CsvFile, CsvPlan, read_csv
-from data.found import Found
+from data.readers.coco import CocoFile, read_coco
+from data.readers.coco_files import coco_file
+from data.readers.csv_table import CsvFile, CsvPlan, read_csv
+from data.readers.found import Found
+from data.readers.voc import read_voc
+from data.readers.voc_layouts import VocPlan, VocSplit, plan_of_folder
+from data.readers.yolo import YoloPlan, YoloSplit, read_yolo
+from data.readers.yolo_layouts import is_list, names_beside
 from data.records import DataError
-from data.voc import read_voc
-from data.voc_layouts import VocPlan, VocSplit, plan_of_folder
-from data.yolo import YoloPlan, YoloSplit, read_yolo
-from data.yolo_layouts import is_list, names_beside
 
 Given = Mapping[str, tuple[Path, Path | None]]  # {split: (annotations, folder of images)}
 

@@ -12,9 +12,9 @@ import imagehash
 import numpy as np
 from PIL import Image
 
+from data.checks.scan_cache import ImageScan, ScanCache, stamp_of
 from data.images import content_of, image_facts, pixels_of
 from data.records import DataError
-from data.scan_cache import ImageScan, ScanCache, stamp_of
 from progress import Progress
 
 THREADS = 8  # reading and decoding release the GIL; more than the cores, because disks are slow
@@ -60,7 +60,7 @@ def _scan(path: Path) -> ImageScan:
 
 
 def look_of(pixels: np.ndarray) -> bytes | None:
-    """Two perceptual hashes of an image, of 64 and 256 bits: see data/lookalikes.py; None for a plain surface.
+    """Two perceptual hashes of an image, of 64 and 256 bits: see data/checks/lookalikes.py; None for a plain surface.
 
     Pillow shrinks in whole numbers, so another processor sees the same.
     """

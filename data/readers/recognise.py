@@ -6,17 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data.coco import read_coco
-from data.coco_files import coco_file, find_coco, may_be_coco, root_of_json
-from data.csv_table import find_csv, plan_of_csv, read_csv
-from data.found import Found
-from data.layout import listed
-from data.locate import images_under, is_visible
+from data.readers.coco import read_coco
+from data.readers.coco_files import coco_file, find_coco, may_be_coco, root_of_json
+from data.readers.csv_table import find_csv, plan_of_csv, read_csv
+from data.readers.found import Found
+from data.readers.layout import listed
+from data.readers.locate import images_under, is_visible
+from data.readers.voc import read_voc
+from data.readers.voc_layouts import find_voc
+from data.readers.yolo import read_yolo
+from data.readers.yolo_layouts import find_yolo, is_list, plan_of_list, plan_of_yaml
 from data.records import DataError
-from data.voc import read_voc
-from data.voc_layouts import find_voc
-from data.yolo import read_yolo
-from data.yolo_layouts import find_yolo, is_list, plan_of_list, plan_of_yaml
 
 DEEPEST = 2  # levels of folders below the path
 MOST_FOLDERS = 300  # of a level: more is no data set's layout

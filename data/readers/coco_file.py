@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from data.found import FoundObject
-from data.json_entries import TOP, read_entries
-from data.masks import box_of_mask
+from data.readers.found import FoundObject
+from data.readers.json_entries import TOP, read_entries
+from data.readers.masks import box_of_mask
 from data.records import DataError
 
 NEEDED = ("images", "annotations", "categories")

@@ -14,12 +14,12 @@ from xml.etree.ElementTree import Element
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, parse
 
-from data.found import Found, FoundImage, FoundRows
 from data.images import SUFFIXES
-from data.layout import listed
-from data.locate import ImageFolders, relative_name
+from data.readers.found import Found, FoundImage, FoundRows
+from data.readers.layout import listed
+from data.readers.locate import ImageFolders, relative_name
+from data.readers.voc_layouts import VocPlan, VocSplit
 from data.records import REFUSED, DataError, Defect
-from data.voc_layouts import VocPlan, VocSplit
 from progress import counted
 
 SPLITS = ("train", "val", "test")

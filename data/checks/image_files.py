@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from data.found import FoundImage
+from data.checks.scan_cache import ImageScan
 from data.images import ImageFacts
+from data.readers.found import FoundImage
 from data.records import Defect
-from data.scan_cache import ImageScan
 
 HUGE_PIXELS = 50e6
 LONGEST_TO_SHORTEST = 10  # resized to 1333 pixels on the longer side, such an image is 133 on the shorter

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.found import FoundImage
-from data.scan_cache import LOOK_BYTES, ImageScan
+from data.checks.scan_cache import LOOK_BYTES, ImageScan
+from data.readers.found import FoundImage
 
 COARSE_BYTES, COARSE_BITS = 8, 64
 MOST_COARSE = 8  # bits that may differ, of 64

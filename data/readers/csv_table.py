@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.csv_columns import Columns, is_number, understand
-from data.found import Found, FoundImage, FoundRows
-from data.layout import SPLIT_NAMES, listed, one_of_several, split_in
-from data.locate import ImageFolders, relative_name
+from data.readers.csv_columns import Columns, is_number, understand
+from data.readers.found import Found, FoundImage, FoundRows
+from data.readers.layout import SPLIT_NAMES, listed, one_of_several, split_in
+from data.readers.locate import ImageFolders, relative_name
 from data.records import REFUSED, DataError, Defect
 
 DELIMITERS = ",;\t|"

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.layout import SPLIT_NAMES
-from data.locate import is_image, is_visible
+from data.readers.layout import SPLIT_NAMES
+from data.readers.locate import is_image, is_visible
 
 XML_FOLDERS = ("annotations", "annotation", "xmls", "xml", "labels")
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", "img", "PNGImages")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data.images import SUFFIXES
-from data.layout import SPLIT_NAMES
+from data.readers.layout import SPLIT_NAMES
 from data.records import DataError
 
 # Names without case, spaces, dots and underlines, the surest first.

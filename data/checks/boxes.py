@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.pairs import first_of_same, near_pairs
+from data.checks.pairs import first_of_same, near_pairs
 from data.records import REFUSED
 
 SMALLEST_SIDE = 0.01  # px; below that a box loses its size when coordinates become float32

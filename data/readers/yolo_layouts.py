@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from data.layout import SPLIT_NAMES, listed, one_of_several
-from data.locate import images_under, is_image
+from data.readers.layout import SPLIT_NAMES, listed, one_of_several
+from data.readers.locate import images_under, is_image
+from data.readers.yolo import IMAGE_FOLDERS, YoloPlan, YoloSplit, labels_folder
 from data.records import DataError, Defect
-from data.yolo import IMAGE_FOLDERS, YoloPlan, YoloSplit, labels_folder
 
 NAME_FILES = ("classes.txt", "obj.names", "classes.names", "names.txt", "labels.txt", "_darknet.labels")
 ROW = re.compile(r"\s*\d+(\.0*)?(\s+[-+.\deE]+){4,}\s*")

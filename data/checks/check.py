@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data.boxes import Boxes, Finding, settle, suspicions
+from data.checks.boxes import Boxes, Finding, settle, suspicions
+from data.checks.image_files import image_defects
+from data.checks.scan import ImageScan
 from data.columns import Records
-from data.found import FoundImage
-from data.image_defects import image_defects
+from data.readers.found import FoundImage
 from data.records import REFUSED, Defect, Record
-from data.scan import ImageScan
 from data_options import DataOptions
 
 NO_BOX = (np.nan,) * 4

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.found import Found, FoundImage, FoundRows
-from data.locate import ImageFolders, images_under, is_image, relative_name
+from data.readers.found import Found, FoundImage, FoundRows
+from data.readers.locate import ImageFolders, images_under, is_image, relative_name
 from data.records import REFUSED, DataError, Defect
 from progress import counted
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.found import FoundImage
-from data.lookalikes import looks_of, pairs_alike
+from data.checks.lookalikes import looks_of, pairs_alike
+from data.checks.scan_cache import ImageScan
+from data.readers.found import FoundImage
 from data.records import Defect
-from data.scan_cache import ImageScan
 from data.split_file import usual_order
 
 Listed = tuple[str, FoundImage]  # split, image

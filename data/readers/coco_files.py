@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.coco import CocoFile
-from data.layout import SPLIT_NAMES, SPLIT_WORD, listed, split_in
-from data.locate import is_image, is_visible
+from data.readers.coco import CocoFile
+from data.readers.layout import SPLIT_NAMES, SPLIT_WORD, listed, split_in
+from data.readers.locate import is_image, is_visible
 from data.records import DataError
 
 KEY = b'"images"'

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from data.coco_file import OF_MASK, CocoContent, Objects, as_key, as_number, read_content
-from data.found import Found, FoundImage
+from data.readers.coco_file import OF_MASK, CocoContent, Objects, as_key, as_number, read_content
+from data.readers.found import Found, FoundImage
 from data.records import REFUSED, DataError, Defect
 
 PLACEHOLDER = "a name for the group of the other categories (Roboflow's), without annotations"

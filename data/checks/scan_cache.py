@@ -19,7 +19,7 @@ import numpy as np
 from data.images import ImageFacts
 from progress import say
 
-FOLDER = Path(__file__).resolve().parent / ".cache"
+FOLDER = Path(__file__).resolve().parents[1] / ".cache"
 FORMAT = 1  # raise it when a scan sees anything otherwise than before: pixels, looks, facts
 SETTLED_SECONDS = 2.0
 LOOK_BYTES = 40

@@ -1,5 +1,6 @@
 """Fixtures: copies of this repository to run scripts in, small data sets, and a run trained once for many tests."""
 
+import gc
 import os
 import runpy
 import shutil
@@ -37,6 +38,21 @@ REAL_DATA = os.environ.get("REAL_DATA")
 needs_real_data = pytest.mark.skipif(not REAL_DATA, reason="REAL_DATA names no folder with bccd/ and facemask/")
 
 Script = Callable[..., subprocess.CompletedProcess]
+
+
+def pytest_runtest_setup() -> None:
+    """Sets aside what the imports brought: every full garbage collection would go through torch and mlflow again."""
+    if len(sys.modules) > imported[0] + 200:
+        gc.collect()
+        gc.freeze()
+        imported[0] = len(sys.modules)
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # or extensions report leaks at the end of the process
+
+
+imported = [0]
 
 
 def copy_of_repository(folder: Path) -> Path:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -105,21 +106,21 @@ def flipped(content: bytes) -> bytes:
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-def test_the_restored_checkpoint_scores_as_in_training(trained, tmp_path):
-    """In another process and folder, from another working directory."""
+def test_the_restored_checkpoint_scores_as_in_training(trained, run_here, tmp_path):
+    """In another folder; the last one in another process and from another working directory too."""
     other = tmp_path / "elsewhere"
-    for which in ("last", "0"):
-        restored = trained.run("restore.py", "small", "--which", which, "--output", other, cwd=tmp_path)
+    for which, run in (("last", partial(trained.run, cwd=tmp_path)), ("0", run_here)):
+        restored = run_here("restore.py", "small", "--which", which, "--output", other)
         checkpoint = Path(restored.stdout.strip())
         assert checkpoint.is_relative_to(other)
-        scored = trained.run("evaluate.py", "--checkpoint", checkpoint, "--json", "--no-log", cwd=tmp_path)
+        scored = run("evaluate.py", "--checkpoint", checkpoint, "--json", "--no-log")
         report = json.loads(scored.stdout)
         logged = {one.epoch: one.metrics for one in stored(trained).checkpoints(trained.run_id)}[report["epoch"]]
         assert report["metrics"] == pytest.approx({name: logged[f"val/{name}"] for name in report["metrics"]}, abs=1e-6)
 
 
-def test_evaluate_equals_pycocotools_on_what_it_exports(trained, tmp_path):
-    process = trained.run("evaluate.py", "--run", trained.run_id, "--json", "--output", tmp_path / "out")
+def test_evaluate_equals_pycocotools_on_what_it_exports(trained, run_here, tmp_path):
+    process = run_here("evaluate.py", "--run", trained.run_id, "--json", "--output", tmp_path / "out")
     report = json.loads(process.stdout)
     truth = COCO(str(tmp_path / "out" / "ground_truth.json"))
     evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / "out" / "detections.json")), "bbox")

@@ -1,5 +1,6 @@
 """Everything of a training run before its first step: data, model, starting weights, optimizer, where it continues."""
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -94,7 +95,7 @@ def prepare(start: Start) -> Job:
     data = open_data(config.data, config)
     say("\n".join(data.describe(named=DEFECTS_NAMED)))
     if len(data.all_defects) > DEFECTS_NAMED:
-        say("  every defect by name: python check_data.py, and data/report.md of the run")
+        say(f"  every defect by name: python check_data.py {shlex.quote(config.data)}, and data/report.md of the run")
     require_same_data(start, data)
     require_metric(config.best_metric, data)
     code = environment.code_state(workspace.ROOT)

@@ -1,6 +1,7 @@
 """The report on a data set: its numbers, figure and defects, as check_data.py prints it and every run keeps it."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -28,26 +29,44 @@ def report(data: DetectionData) -> dict[str, Any]:
     }
 
 
-def text(data: DetectionData, numbers: dict[str, Any], named: int | None) -> str:
-    """The report for people, from `report`'s numbers; of each kind of defect the first `named`, or all with None."""
+def text(data: DetectionData, numbers: dict[str, Any], named: int) -> str:
+    """The report for people, from `report`'s numbers; of each kind of defect the first `named`."""
+    bars, shares = _histogram(numbers)
     parts = [
-        [data.describe()[0], *data.notes, f"fingerprint {data.fingerprint}"],
+        _what(data),
         [*_table(_splits(numbers)), _sizes(numbers["image_sizes"])],
         _table(_classes(numbers)),
-        _histogram(numbers),
+        [*_table(bars), shares],
         [tally(data.all_defects), *defect_lines(data.all_defects, named)],
     ]
     return "\n\n".join("\n".join(lines) for lines in parts)
 
 
+def markdown(data: DetectionData, numbers: dict[str, Any]) -> str:
+    """The report with all defects, as MLflow's UI shows it."""
+    defects = [
+        f"- {_plain(line.strip())}" if line.startswith(" ") else f"\n### {_plain(line)}\n"
+        for line in defect_lines(data.all_defects, None)
+    ]
+    parts = [
+        f"# {_plain(data.name)}",
+        "\n\n".join(map(_plain, _what(data))),
+        "![classes, sizes, places](survey.png)",
+        *(_markdown_table(_splits(numbers)), _sizes(numbers["image_sizes"])),
+        *(_markdown_table(_classes(numbers)), _histogram(numbers)[1]),
+        "\n".join([f"## {tally(data.all_defects).capitalize()}", *defects]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _what(data: DetectionData) -> list[str]:
+    return [data.describe()[0], *data.notes, f"fingerprint {data.fingerprint}"]
+
+
 def write(data: DetectionData, report: dict[str, Any], folder: Path) -> list[Path]:
     """Write the whole report into the folder: report.md, report.json and survey.png; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    picture, told = "![classes, sizes, places](survey.png)", text(data, report, None)
-    contents = {
-        "report.md": f"# {data.name}\n\n{picture}\n\n```\n{told}\n```\n",
-        "report.json": json.dumps(report, ensure_ascii=False),
-    }
+    contents = {"report.md": markdown(data, report), "report.json": json.dumps(report, ensure_ascii=False)}
     for name, content in contents.items():
         (folder / name).write_text(content, encoding="utf-8")
     numbers = json.dumps({name: value for name, value in report.items() if name != "defects"})
@@ -71,6 +90,17 @@ def _table(rows: Iterable[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def _markdown_table(rows: Iterable[Sequence[str]]) -> str:
+    head, *rest = ([_plain(cell) for cell in row] for row in rows)
+    ruler = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ruler, *rest))
+
+
+def _plain(words: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_<>|])", r"\\\1", words)
 
 
 def _splits(numbers: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -110,21 +140,21 @@ def _classes(numbers: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield _short(name), *counts, f"{100 * totals[name] / every:.1f} %", *sides
 
 
-def _histogram(numbers: dict[str, Any]) -> list[str]:
-    """A bar for each doubling of the side."""
+def _histogram(numbers: dict[str, Any]) -> tuple[list[tuple[str, ...]], str]:
+    """(rows with a bar for each doubling of the side, the shares by COCO's bounds)."""
     edges = numbers["side_histogram"]["edges"][::STEPS_AN_OCTAVE]
     fine = numbers["side_histogram"]["boxes"]
     counts = [sum(fine[start : start + STEPS_AN_OCTAVE]) for start in range(0, len(fine), STEPS_AN_OCTAVE)]
     held = [index for index, count in enumerate(counts) if count]
     if not held:
-        return ["no boxes"]
+        return [], "no boxes"
     rows = [("side √(w·h)", "boxes", "")]
     for index in range(held[0], held[-1] + 1):
         bar = "█" * round(BAR * counts[index] / max(counts))
         rows.append((f"{edges[index]:g}–{edges[index + 1]:g}", str(counts[index]), bar.ljust(BAR)))
     total = sum(numbers["box_areas"].values())
     shares = ", ".join(f"{name} {100 * count / total:.0f} %" for name, count in numbers["box_areas"].items())
-    return [*_table(rows), f"by COCO's bounds of 32² and 96² pixels: {shares}"]
+    return rows, f"by COCO's bounds of 32² and 96² pixels: {shares}"
 
 
 def _short(name: str) -> str:

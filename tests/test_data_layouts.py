@@ -141,7 +141,7 @@ def test_what_lies_nearest_is_read_and_what_else_is_there_is_said(tmp_path):
         put(tmp_path / split / "a.xml", XML)
         write_image(tmp_path / split / "a.jpg")
     (told,) = open_data(tmp_path).notes
-    assert told == f"Pascal VOC is read, and not what is there too: YOLO in {tmp_path}"
+    assert told == f"Pascal VOC is read; left unread: YOLO in {tmp_path}"
     write_coco(tmp_path, {"train": CAT, "val": VAL}, "{split}", "{split}/_annotations.coco.json")
     (tmp_path / "val").rename(tmp_path / "v")
     (tmp_path / "v" / "_annotations.coco.json").rename(tmp_path / "valid" / "_annotations.coco.json")
@@ -150,7 +150,7 @@ def test_what_lies_nearest_is_read_and_what_else_is_there_is_said(tmp_path):
     data = open_data(tmp_path)
     assert data.format == "coco"
     assert data.notes == [
-        f"COCO is read, and not what is there too: Pascal VOC in {tmp_path}, YOLO in {tmp_path}, CSV in {tmp_path}"
+        f"COCO is read; left unread: Pascal VOC in {tmp_path}, YOLO in {tmp_path}, CSV in {tmp_path}"
     ]
     put(tmp_path / "above.csv", "image,xmin,ymin,xmax,ymax,class\na.jpg,1,2,3,4,cat\n")
     put(tmp_path / "other.yaml", ROBOFLOW)

@@ -108,7 +108,7 @@ def _read_first(path: Path, found: list[tuple], everything: list[tuple]) -> Foun
     if not others:
         return result
     told = ", ".join(f"{name} in {folder}" for name, folder in dict.fromkeys(others))
-    return replace(result, notes=[*result.notes, f"{form.name} is read, and not what is there too: {told}"])
+    return replace(result, notes=[*result.notes, f"{form.name} is read; left unread: {told}"])
 
 
 def _read_file(path: Path) -> Found:

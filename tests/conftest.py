@@ -4,6 +4,7 @@ import gc
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,9 @@ settings.register_profile("untimed", deadline=None)  # no test asserts a time
 settings.load_profile("untimed")
 # Two processes test at once (pyproject.toml), and the networks are too small for more than a thread each.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Whoever starts the tests in the background has SIGINT ignored, and every process that they start would have.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 # A detector that trains in seconds; images are 96×128.

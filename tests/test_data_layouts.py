@@ -149,9 +149,7 @@ def test_what_lies_nearest_is_read_and_what_else_is_there_is_said(tmp_path):
     put(tmp_path / "boxes.csv", "image,xmin,ymin,xmax,ymax,class\na.jpg,1,2,3,4,cat\n")
     data = open_data(tmp_path)
     assert data.format == "coco"
-    assert data.notes == [
-        f"COCO is read; left unread: Pascal VOC in {tmp_path}, YOLO in {tmp_path}, CSV in {tmp_path}"
-    ]
+    assert data.notes == [f"COCO is read; left unread: Pascal VOC in {tmp_path}, YOLO in {tmp_path}, CSV in {tmp_path}"]
     put(tmp_path / "above.csv", "image,xmin,ymin,xmax,ymax,class\na.jpg,1,2,3,4,cat\n")
     put(tmp_path / "other.yaml", ROBOFLOW)
     put(tmp_path / "third.yaml", ROBOFLOW)

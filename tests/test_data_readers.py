@@ -324,6 +324,37 @@ def test_reading_does_not_import_torch(tmp_path):
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root, check=True)
 
 
+def test_images_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for folder in ("cam1", "cam2"):
+        for name in ("a", "b"):
+            write_image(tmp_path / "frames" / folder / f"{name}.jpg", color=(len(folder), ord(name), 9))
+    for written in ("cam2/{}.jpg", "/home/u/set/frames/CAM2/{}.jpg", "C:\\set\\cam2\\{}.jpg"):
+        content = coco([(i, written.format(name)) for i, name in enumerate("ab")], [(0, 1, [1, 2, 5, 5])])
+        (tmp_path / "all.json").write_text(json.dumps(content))
+        records = [record for split in open_data(tmp_path).splits.values() for record in split]
+        assert sorted(record.name for record in records) == ["frames/cam2/a.jpg", "frames/cam2/b.jpg"]
+    content["images"][0]["file_name"] = "a.jpg"
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"image-missing: \w+: a\.jpg"):  # which of the two?
+        open_data(tmp_path)
+
+
+def test_a_missing_image_is_not_another_splits_of_that_name(tmp_path):
+    write_coco(tmp_path, {"train": TRAIN, "val": coco([(0, "a.jpg")])}, folder="pictures/{split}")
+    assert [record.name for record in open_data(tmp_path).records("val")] == ["pictures/val/a.jpg"]
+    (tmp_path / "pictures" / "train" / "a.jpg").unlink()
+    with pytest.raises(DataError, match=r"image-missing: train: a\.jpg"):
+        open_data(tmp_path)
+
+
+def test_a_mask_is_not_taken_for_a_missing_photo(tmp_path):
+    write_voc(tmp_path, {"a": [("cat", 1, 1, 5, 5)], "b": []})
+    (tmp_path / "JPEGImages" / "a.jpg").unlink()
+    write_image(tmp_path / "SegmentationClass" / "a.png")
+    with pytest.raises(DataError, match="image-missing"):
+        open_data(tmp_path)
+
+
 @needs_real_data
 def test_bccd():
     data = open_data(Path(REAL_DATA) / "bccd")

@@ -3,15 +3,16 @@
 Masks are read only where an object has no box: then it is the box of its mask.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.readers.coco_file import OF_MASK, CocoContent, Objects, as_key, as_number, read_content
 from data.readers.found import Found, FoundImage
+from data.readers.locate import ImageFolders, relative_name
 from data.records import REFUSED, DataError, Defect
 
 PLACEHOLDER = "a name for the group of the other categories (Roboflow's), without annotations"
@@ -111,8 +112,7 @@ def _found_images(
     rows = dict(annotations.by_image())
     class_names = [names.get(category_id) for category_id in annotations.category_numbers]
     images, listed_names, listed_ids = [], {}, set()
-    locate = _locator(file.image_folders)
-    looked_in = ", ".join(str(folder) for folder in file.image_folders if folder.is_dir())
+    locate = ImageFolders(root, file.image_folders, file.split)
     for number, image in enumerate(content.images):
         image_id, file_name = as_key(image.get("id")), _file_name(image)
         if image_id is None or not file_name:
@@ -122,8 +122,8 @@ def _found_images(
                 _defect(file, f"image-without-{missing.replace('_', '-')}", what, f"no {missing!r}", REFUSED)
             )
             continue
-        path = locate(file_name)
-        name = _relative(path, root) if path else file_name
+        path = locate.find(file_name)
+        name = relative_name(path, root) if path else file_name
         twice = None
         if image_id in listed_ids:
             twice = "image-id-twice", f"another image has the id {image_id}, so whose the annotations are is not known"
@@ -138,7 +138,7 @@ def _found_images(
         listed_names[name] = image_id
         objects = Objects(annotations, rows.pop(image_id, NO_ROWS), class_names)
         images.append(
-            FoundImage(name=name, path=path, declared_size=_size(image), objects=objects, looked_in=looked_in)
+            FoundImage(name=name, path=path, declared_size=_size(image), objects=objects, looked_in=str(locate))
         )
     return images, defects + _orphans(file, content, rows, names)
 
@@ -187,25 +187,6 @@ def _first(content: CocoContent, rows: np.ndarray, of_class: str = "") -> str:
     """The first of some annotations, and how many more there are."""
     more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
     return content.annotations.name(int(rows[0])) + of_class + more
-
-
-def _locator(folders: Sequence[Path]) -> Callable[[str], Path | None]:
-    """A function from a file_name to its path, or None."""
-    folders = [folder for folder in folders if folder.is_dir()]
-
-    def locate(file_name: str) -> Path | None:
-        # Exporters write anything from a bare name to a path on another machine: believe the path, then the name.
-        for name in dict.fromkeys((file_name, PurePosixPath(file_name).name)):
-            for folder in folders:
-                if (folder / name).is_file():
-                    return folder / name
-        return None
-
-    return locate
-
-
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def _defect(file: CocoFile, kind: str, what: str, detail: str, action: str) -> Defect:

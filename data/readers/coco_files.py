@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.readers.coco import CocoFile
-from data.readers.layout import SPLIT_NAMES, SPLIT_WORD, listed, split_in
-from data.readers.locate import is_image, is_visible
+from data.readers.layout import SPLIT_NAMES, listed, split_in
+from data.readers.locate import is_visible
 from data.records import DataError
 
 KEY = b'"images"'
@@ -92,13 +92,5 @@ def coco_file(root: Path, split: str, path: Path) -> CocoFile:
     folders = [path.parent if path.parent.name.lower() in SPLIT_NAMES else None]
     folders += [base / name for base in (root, root / "images") for name in names]
     folders += [root / name / "images" for name in names]
-    folders += [root / "images" / "default", root / "images", root / "data", path.parent, root, *_others(root)]
+    folders += [root / "images" / "default", root / "images", root / "data", path.parent, root]
     return CocoFile(split=split, path=path, image_folders=list(dict.fromkeys(filter(None, folders))))
-
-
-def _others(root: Path) -> list[Path]:
-    """Further folders with images, but none that a split's name marks as another's."""
-    near = [child for child in _folders(root) if not SPLIT_WORD.search(child.name.lower())]
-    all_near = [*near, *(inner for child in near for inner in _folders(child))]
-    unmarked = [folder for folder in all_near if not SPLIT_WORD.search(folder.name.lower())]
-    return [folder for folder in unmarked[:MOST_FOLDERS] if any(map(is_image, folder.iterdir()))]

@@ -132,7 +132,8 @@ class _Folder:
     def _image_of(self, stem: str, file_name: str) -> Path | None:
         """The image of the XML's own name before the one that is named inside: files are renamed, their text is not."""
         same = file_name if PurePath(file_name).stem == stem else stem
-        return self.images.find(same) or self.images.find(stem) or (self.images.find(file_name) if file_name else None)
+        own = self.images.find(same) or self.images.find(stem, anywhere=False)  # elsewhere masks have the same names
+        return own or (self.images.find(file_name) if file_name else None)
 
 
 def _listed_splits(folder: _Folder, lists: Path) -> dict[str, list[str]]:

@@ -59,6 +59,10 @@ def examine(config: CheckConfig) -> tuple[Any, dict[str, Any]]:
         data_report.write(data, report, config.output)
         say(f"the whole report, with a figure: {config.output}")
     if config.export is not None:
+        if any(defect.refused for defect in data.all_defects):
+            raise commandline.ConfigError(
+                "Not exported: training refuses these data as they are. Leave out --export to see why"
+            )
         _, place = config.export
         say(f"exported: {', '.join(map(str, export_coco(data, place)))}")
     if config.preview is not None:

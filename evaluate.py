@@ -222,8 +222,11 @@ def notes_on_data(
     notes = []
     if is_own and split in before:
         notes.append(f"note: the data are not as they were in training: {changes.of_data(checkpoint, data, store)}")
-    trained_on = set(changes.contents_of(store, checkpoint.get("run_id")).get("train", {}).values())
+    known = changes.contents_of(store, checkpoint.get("run_id"))
+    trained_on = set(known.get("train", {}).values())
     images = contents({split: data.records(split)})[split]
+    if not notes and images and set(images.values()) == set(known.get(split, {}).values()):
+        notes.append(f"note: these are the images of the {split!r} that training knew, otherwise annotated")
     seen = [name for name, digest in images.items() if digest in trained_on]
     if seen:
         shown = ", ".join(seen[:3]) + (", …" if len(seen) > 3 else "")

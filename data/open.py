@@ -1,5 +1,6 @@
 """Opens a data set by its path or its files: what a reader finds is scanned, split, checked, and refused or not."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from data.checks.check import checked_records
 from data.checks.leakage import duplicates
 from data.checks.scan import scan_images
 from data.generated import generated_data
+from data.readers.found import FoundImage
 from data.readers.given_files import existing, read_given
 from data.readers.layout import listed
 from data.readers.recognise import read_path
@@ -17,6 +19,7 @@ from data.survey import boxes_by_class
 from data_options import DataOptions
 
 DEFAULTS = DataOptions()
+UTF8 = re.compile("[^\ud800-\udfff]*")  # Python has lone surrogates for the other bytes
 
 
 def open_data(
@@ -49,6 +52,7 @@ def open_data(
     if found.splits.get("train") == []:  # what is wrong with them says more than that there are none
         _refuse(name, found.defects, path)
     images = [image for images in found.splits.values() for image in images]
+    _require_names(images)
     scans = scan_images([image.path for image in images if image.path is not None], found.root)
     if given and "train" not in found.splits and not options.splits:  # to score: there is nothing to split
         parts, defects, rule = found.splits, found.defects, "the splits that are given"
@@ -73,6 +77,13 @@ def open_data(
     if refuse:
         _refuse(name, data.defects, path)
     return data
+
+
+def _require_names(images: Sequence[FoundImage]) -> None:
+    """DataError for names that neither JSON nor MLflow can hold."""
+    odd = [image.name for image in images if not UTF8.fullmatch(image.name)]
+    if odd:
+        raise DataError(f"The names of {len(odd)} images are not UTF-8, such as {odd[0]!a}. Rename them")
 
 
 def _refuse(name: str, defects: Sequence[Defect], path: Path) -> None:

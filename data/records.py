@@ -65,7 +65,7 @@ class Defect:
     @property
     def where(self) -> str:
         """Split, file and object, as far as there are any."""
-        return f"{self.split}: " + ", ".join(filter(None, (self.file, self.object)))
+        return ": ".join(filter(None, (self.split, ", ".join(filter(None, (self.file, self.object))))))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

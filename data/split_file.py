@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from data.readers.found import FoundImage
+from data.readers.layout import SPLIT_NAMES
 from data.records import DataError
 
-SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}  # what we call otherwise
 NAME_COLUMNS = ("name", "image", "filename", "file_name", "file", "path", "image_path")
 FORMS = (
     "a .json file {split: [names]}, a .csv file with the columns name and split, or a folder of train.txt, val.txt …"
@@ -106,7 +106,9 @@ def _entries(file: Path) -> Iterator[tuple[str, str]]:
         raise DataError(f"--splits {file} is not {FORMS}.")
     for split, name in entries:
         word = split.strip().lower()
-        yield SPLIT_WORDS.get(word, word), name.strip()
+        if word not in SPLIT_NAMES:
+            raise DataError(f"{file} has a split {split!r} for {name}: splits are called train, val and test")
+        yield SPLIT_NAMES[word], name.strip()
 
 
 def _text(file: Path) -> str:
@@ -130,7 +132,9 @@ def _of_json(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def _of_csv(file: Path) -> Iterator[tuple[str, str]]:
-    rows = csv.DictReader(_text(file).splitlines())
+    lines = _text(file).splitlines()
+    head = lines[0] if lines else ""
+    rows = csv.DictReader(lines, delimiter=max(",;\t", key=head.count))
     columns = {(column or "").strip().lower(): column for column in rows.fieldnames or ()}
     names = next((columns[word] for word in NAME_COLUMNS if word in columns), None)
     if names is None or "split" not in columns:
@@ -142,9 +146,7 @@ def _of_csv(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def _of_lists(folder: Path) -> Iterator[tuple[str, str]]:
-    files = [
-        path for path in sorted(folder.glob("*.txt")) if path.stem.lower() in (*SPLIT_WORDS, "train", "val", "test")
-    ]
+    files = [path for path in sorted(folder.glob("*.txt")) if path.stem.lower() in SPLIT_NAMES]
     if not files:
         raise DataError(f"--splits {folder} is a folder without train.txt, val.txt or test.txt.")
     for path in files:

@@ -97,6 +97,8 @@ def test_output_and_export(folder, tmp_path, run_script):
         assert min(picture.size) > 600
     exported = json.loads((tmp_path / "out" / "all_train.json").read_text())
     assert len(exported["annotations"]) == 3
+    ended = run_script("check_data.py", folder, "--on-defect", "fail", "--export", "coco", tmp_path / "no" / "all.json")
+    assert ended.returncode == 2 and "Not exported" in ended.stderr and not (tmp_path / "no").exists()
 
 
 def test_preview(folder, tmp_path, run_script):

@@ -93,7 +93,9 @@ def test_an_evaluation_says_what_flatters_its_score(checkpoint, store, folder):
     ]
     differs, again = notes_on_data(store, checkpoint, data, "val", is_own=True)
     assert "train differs" in differs and again == note
-    assert notes_on_data(store, checkpoint, data, "test", is_own=False) == []
+    assert notes_on_data(store, checkpoint, data, "test", is_own=False) == [
+        "note: these are the images of the 'test' that training knew, otherwise annotated"
+    ]
 
 
 def test_a_run_goes_on_with_its_splits_file_at_another_place_if_the_data_are_the_same(

@@ -1,6 +1,7 @@
 """Readers: what is recognised, what is refused by name, what is kept, and that reading needs no torch."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -336,6 +337,19 @@ def test_images_of_one_name_are_told_apart_by_their_folders(tmp_path):
     content["images"][0]["file_name"] = "a.jpg"
     (tmp_path / "all.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"image-missing: \w+: a\.jpg"):  # which of the two?
+        open_data(tmp_path)
+
+
+def test_a_name_that_is_not_utf8_is_named(tmp_path):
+    name = os.fsdecode(b"\xe4.jpg")
+    write_image(tmp_path / "images" / "a.jpg")
+    (tmp_path / "images" / "a.jpg").rename(tmp_path / "images" / name)
+    write_image(tmp_path / "images" / "b.jpg", color="red")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "classes.txt").write_text("cat\n")
+    for image in (name, "b.jpg"):
+        (tmp_path / "labels" / image).with_suffix(".txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(DataError, match=r"1 images are not UTF-8, such as 'images/\\udce4\.jpg'"):
         open_data(tmp_path)
 
 

@@ -200,7 +200,8 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path):
     for name, text, message in [
         ("splits.json", "{", r"splits\.json is not JSON"),
         ("splits.yaml", "", r"is not a \.json file"),
-        ("splits.csv", "name;split\n", r"needs a header with the columns name and split; it has: name;split"),
+        ("splits.csv", "name;part\n", r"needs a header with the columns name and split; it has: name, part"),
+        ("typo.csv", "name;split\na.jpg;trian\n", r"typo\.csv has a split 'trian' for a\.jpg: splits are called"),
         ("more.csv", "name,split\na.jpg,\n", r"more\.csv, line 2"),
     ]:
         (tmp_path / name).write_text(text)

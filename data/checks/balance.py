@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from data.records import Defect
+from data.records import REFUSED, Defect
 
 RARE = 20  # times fewer boxes than the commonest class
 UNLIKE = 3  # times the share of boxes that the class has in train …
@@ -13,10 +13,20 @@ ENOUGH_BOXES = 30  # … where there are, or should be, this many
 
 def class_defects(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> list[Defect]:
     """What `counts` {split: (C,) boxes of each class} say; train is among the splits."""
-    return [
+    empty = [split for split, boxes in counts.items() if not boxes.any()]
+    counts = {split: boxes for split, boxes in counts.items() if split not in empty}
+    found = [Defect(split=split, file="", object=None, **_empty(split)) for split in empty]
+    if "train" in empty:
+        return found
+    return found + [
         Defect(split=split, file="", object=f"class {classes[index]}", **about)
         for split, index, about in (*_absent(counts), *_rare(counts["train"], classes), *_unlike(counts))
     ]
+
+
+def _empty(split: str) -> dict[str, str]:
+    about = _warning("split-without-boxes", "none of its images has a box", "nothing to score")
+    return about | ({"severity": "error", "action": REFUSED} if split in ("train", "val") else {})
 
 
 Found = Iterator[tuple[str, int, dict[str, str]]]  # split, index of the class, the rest of the defect

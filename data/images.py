@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 
 from data.records import DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # Whatever a file's suffix says. Not all that Pillow knows: for a PostScript file it would run Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF", "PPM")
 ORIENTATION_TAG = 0x0112

@@ -8,6 +8,7 @@ from data.checks.balance import class_defects
 from data.checks.check import checked_records
 from data.checks.leakage import duplicates
 from data.checks.scan import scan_images
+from data.checks.unread import unread_folders
 from data.generated import generated_data
 from data.readers.found import FoundImage
 from data.readers.given_files import existing, read_given
@@ -62,6 +63,9 @@ def open_data(
     for split, images in parts.items():
         splits[split], more = checked_records(split, images, found.classes, scans, options)
         defects += more
+    if path.is_dir() and not given and not options.splits:
+        told = {each.split for each in defects if each.kind == "split-without-annotations"}
+        defects += [each for each in unread_folders(path, scans, found.splits) if each.split not in told]
     counts = {split: boxes_by_class(records.labels, len(found.classes)) for split, records in splits.items()}
     data = DetectionData(
         name=name,

@@ -16,7 +16,7 @@ from data.readers.found import FoundImage, FoundObject
 from data.records import REFUSED, DataError
 from data_options import DataOptions
 from tests.conftest import REAL_DATA, needs_real_data
-from tests.test_data_readers import coco, write_coco
+from tests.test_data_readers import VAL, coco, write_coco
 
 CLASSES = ("cat", "dog")
 
@@ -233,6 +233,22 @@ def test_classes_that_a_split_lacks_or_has_too_much_of():
         ("class-imbalance", "warning", "train", "class rare"),
         ("class-balance-differs", "warning", "val", "class shifted"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        ([0.2, 0.3, 0.5, 0.4], "are they fractions"),
+        ([20, 20, 25, 28], "leave their images: are they corners"),
+        ([20, 20, -10, -10], "have no size"),
+        ([5, 5, 9, 9], None),
+    ],
+)
+def test_boxes_that_are_mostly_impossible_are_an_error(tmp_path, box, reason):
+    images = [(number, f"{number}.jpg") for number in range(20)]
+    write_coco(tmp_path, {"train": coco(images, [(number, 1, box) for number, _ in images]), "val": VAL})
+    found = [d for d in open_data(tmp_path).defects if d.kind == "boxes-implausible"]
+    assert [(d.severity, d.split, reason in d.detail) for d in found] == ([("error", "train", True)] if reason else [])
 
 
 def test_a_split_without_a_box_is_no_warning():

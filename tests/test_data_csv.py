@@ -234,3 +234,22 @@ def test_bccds_csv_has_the_boxes_of_its_xml():
         assert sorted(table[name]) == sorted(objects)
     assert sum(map(len, table.values())) == 4886
     np.testing.assert_array_equal(table["BloodImage_00000.jpg"][0][1:], [260, 177, 491, 376])
+
+
+def test_fractions_are_decided_table_by_table(tmp_path):
+    head = "image,xmin,ymin,xmax,ymax,class\n"
+    write_csv(tmp_path, head + "a.jpg,1,2,11,7,cat\n", name="train.csv")
+    write_csv(tmp_path, head + "b.jpg,0.25,0.2,0.5,0.4,cat\n", name="val.csv")
+    assert found(open_data(tmp_path)) == {"a.jpg": [("cat", 1, 2, 11, 7)], "b.jpg": [("cat", 10, 6, 20, 12)]}
+
+
+def test_the_four_corners_of_a_quadrilateral_are_not_two(tmp_path):
+    write_csv(tmp_path, "image,x1,y1,x2,y2,x3,y3,x4,y4,class\na.jpg,2,1,8,3,7,7,1,5,cat\nb.jpg,2,1,8,3,7,7,1,5,cat\n")
+    with pytest.raises(DataError, match=r"columns of .* are not known"):
+        open_data(tmp_path)
+
+
+def test_rows_that_are_all_wrong_are_named_by_the_first(tmp_path):
+    write_csv(tmp_path, "image,xmin,ymin,xmax,ymax,class\na.jpg,10px,2,11,7,cat\n")
+    with pytest.raises(DataError, match=r"no row has a box .*boxes\.csv, line 2: its box is not four numbers"):
+        open_data(tmp_path)

@@ -251,3 +251,52 @@ def test_given_files_take_the_place_of_the_generated_data(tmp_path):
     }
     assert TrainConfig(**given).folder_of_files == str(tmp_path) and TrainConfig().folder_of_files is None
     assert open_data("generated", TrainConfig(**given)).root == tmp_path
+
+
+def test_what_is_not_read_is_never_silent(tmp_path):
+    """A split whose annotations are missing is no reason to make another; further folders and files are named."""
+    box = "<annotation><size><width>40</width><height>30</height></size>{}</annotation>".format(
+        "<object><name>cat</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
+    )
+    for split in ("train", "valid", "spare", "train/masks"):
+        for name in "ab":
+            write_image(tmp_path / "lost" / split / f"{name}.jpg", color=(sum(map(ord, split)) % 256, ord(name), 0))
+    for name in "ab":
+        put(tmp_path / "lost" / "train" / f"{name}.xml", box)
+    found = {d.file: (d.kind, d.split, d.refused) for d in open_data(tmp_path / "lost", refuse=False).defects}
+    assert found == {
+        "valid/": ("folder-unread", "val", True),
+        "spare/": ("folder-unread", "none", False),
+        "train/masks/": ("folder-unread", "train", False),
+    }
+    for name in "ab":
+        put(tmp_path / "lost" / "valid" / f"{name}.xml", box)
+    assert [d.split for d in open_data(tmp_path / "lost").defects] == ["none", "train"]
+
+
+def test_splits_by_other_usual_names(tmp_path):
+    for year in ("train2017", "val2017"):
+        write_image(tmp_path / "yolo" / "images" / year / f"{year}.jpg", color=(len(year), 0, 0))
+        put(tmp_path / "yolo" / "labels" / year / f"{year}.txt", "0 0.5 0.5 0.2 0.2\n")
+    put(tmp_path / "yolo" / "classes.txt", "cat\n")
+    assert {name: len(records) for name, records in open_data(tmp_path / "yolo").splits.items()} == {
+        "train": 1,
+        "val": 1,
+    }
+    for lists in ("ImageSets", "."):
+        root = tmp_path / f"voc-{len(lists)}"
+        write_voc(root, {"a": [("cat", 1, 1, 9, 9)], "b": [("cat", 1, 1, 9, 9)]})
+        put(root / lists / "train.txt", "JPEGImages/b.jpg Annotations/b.xml\n")
+        put(root / lists / "val.txt", "a\n")
+        assert [record.name for record in open_data(root).records("train")] == ["JPEGImages/b.jpg"]
+
+
+def test_a_json_beside_the_splits_is_told(tmp_path):
+    write_coco(tmp_path, {"train": coco([(1, "a.jpg")], [(1, 1, [1, 2, 9, 9])])})
+    for name in ("val", "more"):
+        put(tmp_path / "annotations" / f"{name}.json", json.dumps(coco([(1, "v.jpg")], [(1, 1, [1, 2, 9, 9])])))
+    put(tmp_path / "annotations" / "info.json", '{"images": 8}')
+    write_image(tmp_path / "val2017" / "v.jpg", color="red")
+    data = open_data(tmp_path)
+    assert [record.name for record in data.records("val")] == ["val2017/v.jpg"]
+    assert data.notes == ["left unread, because its name says no split: more.json"]

@@ -21,6 +21,8 @@ WHOLE_IMAGE = 0.99  # share of the image's area
 NEAR_IOU = 0.8
 ENOUGH_BOXES = 30  # of a class, to say what its boxes are like
 KEPT = "box kept"
+ENOUGH_TO_JUDGE = 20  # boxes of a split
+FRACTION_LIMIT = 2.0  # px; what does not reach farther from the corner of its image is a fraction, most likely
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,22 @@ def settle(boxes: Boxes, on_defect: str) -> tuple[Boxes, np.ndarray, list[Findin
     )
     kept = sound & ~unknown & ~(wrong["box-over-edge"] & (on_defect == "drop"))
     return replace(boxes, corners=clipped), kept, findings
+
+
+def implausible(boxes: Boxes) -> str | None:
+    """What is wrong with most of a split's boxes, which is no slip: their numbers are meant otherwise."""
+    corners = boxes.corners[np.isfinite(boxes.corners).all(axis=1)]
+    limit = np.tile(boxes.size, 2)[np.isfinite(boxes.corners).all(axis=1)]
+    if len(corners) < ENOUGH_TO_JUDGE:
+        return None
+    least, most = len(corners) / 2, f"most of the {len(corners)} boxes"
+    if np.count_nonzero(np.abs(corners).max(axis=1) <= FRACTION_LIMIT) > least:
+        return f"{most} lie within two pixels: are they fractions of the image, not pixels?"
+    if np.count_nonzero((_sides(corners) < SMALLEST_SIDE).any(axis=1)) > least:
+        return f"{most} have no size: are they left, top, width and height, not corners, or is their order another?"
+    if np.count_nonzero((np.abs(corners - np.clip(corners, 0, limit)) > CLIP_TOLERANCE).any(axis=1)) > least:
+        return f"{most} leave their images: are they corners, not width and height, or of images of another size?"
+    return None
 
 
 def _wrong_details(boxes: Boxes, over: np.ndarray) -> dict[str, Callable[[int], str]]:

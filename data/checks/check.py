@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.checks.boxes import Boxes, Finding, settle, suspicions
+from data.checks.boxes import Boxes, Finding, implausible, settle, suspicions
 from data.checks.image_files import image_defects
 from data.checks.scan import ImageScan
 from data.columns import Records
@@ -36,6 +36,18 @@ def checked_records(
         defects += image_defects(split, image, scan)
     found = _gathered(readable, seen, classes)
     boxes, kept, wrong = settle(found, options.on_defect)
+    if reason := implausible(found):
+        defects.append(
+            Defect(
+                kind="boxes-implausible",
+                severity="error",
+                split=split,
+                file="",
+                object=None,
+                detail=reason,
+                action="used as far as they are boxes",
+            )
+        )
     kept = np.flatnonzero(kept)
     boxes = boxes[kept]
     names = _namer(readable, found.image)

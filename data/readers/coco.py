@@ -24,6 +24,7 @@ class CocoFile:
     split: str
     path: Path
     image_folders: list[Path]  # where its images may lie, the likeliest first
+    unread: Sequence[str] = ()  # further files beside it, whose names say no split
 
 
 def read_coco(root: Path, files: Sequence[CocoFile]) -> Found:
@@ -45,7 +46,9 @@ def read_coco(root: Path, files: Sequence[CocoFile]) -> Found:
             defects += found
         splits[file.split], found = _found_images(root, file, content, names)
         defects += found
-    return Found(format="coco", root=root, classes=classes, splits=splits, defects=defects)
+    unread = [name for file in files for name in file.unread]
+    notes = [f"left unread, because its name says no split: {name}" for name in unread]
+    return Found(format="coco", root=root, classes=classes, splits=splits, defects=defects, notes=notes)
 
 
 def _in_order(category_id: Hashable) -> tuple[bool, Any]:

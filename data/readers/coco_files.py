@@ -4,6 +4,7 @@ import mmap
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from data.readers.coco import CocoFile
@@ -11,7 +12,8 @@ from data.readers.layout import SPLIT_NAMES, listed, split_in
 from data.readers.locate import is_visible
 from data.records import DataError
 
-KEY = b'"images"'
+KEYS = (b'"images"', b'"annotations"', b'"categories"')
+OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")  # in COCO's own folder
 ANNOTATIONS = ("annotations", "annotation")
 MOST_FOLDERS = 20  # that are searched for images beside the usual ones
 
@@ -23,21 +25,21 @@ def find_coco(folder: Path) -> list[CocoFile] | None:
     annotations = [child for child in _folders(folder) if child.name.lower() in (*ANNOTATIONS, "labels")]
     for place in (*annotations, folder):
         found = [path for path in sorted(place.glob("[!.]*.json")) if may_be_coco(path)]
-        instances = [path for path in found if path.stem.startswith("instances")]
-        if found:  # COCO's own folder holds captions and key points as well
+        boxes = [path for path in found if not path.stem.startswith(OTHER_TASKS)]
+        if found:
             is_annotations = folder.name.lower() in ANNOTATIONS  # given by itself: the images are beside it
-            return _by_split(folder.parent if is_annotations else folder, instances or found)
+            return _by_split(folder.parent if is_annotations else folder, boxes or found)
     return None
 
 
 def may_be_coco(path: Path) -> bool:
-    """Whether a JSON file is COCO's by its name, or has COCO's first key; without parsing it, for it may be large."""
+    """Whether a JSON file is COCO's by its name, or has COCO's keys; without parsing it, for it may be large."""
     if path.stem.startswith("instances") or path.name == "_annotations.coco.json":
         return True
     if path.stat().st_size == 0:
         return False
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(KEY) >= 0
+        return all(content.find(key) >= 0 for key in KEYS)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -63,6 +65,8 @@ def _by_split(root: Path, found: Sequence[Path]) -> list[CocoFile]:
     if len(found) == 1 and split_in(found[0].stem) is None:
         return [coco_file(root, "train", found[0])]
     files = [coco_file(root, split, path) for path in found if (split := split_in(path.stem))]
+    unread = [path.name for path in found if not split_in(path.stem)]
+    files[:1] = [replace(file, unread=unread) for file in files[:1]]
     if not files:
         raise DataError(
             f"None of the JSON files in {found[0].parent} has train, val or test in its name: {listed(found)}. "

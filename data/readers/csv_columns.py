@@ -118,6 +118,8 @@ def _pair(place: dict[str, int], widths: Sequence[str], heights: Sequence[str]) 
 
 def _box(place: dict[str, int]) -> tuple[tuple[int, ...] | None, Shape]:
     """Corners come first: beside them, width and height are the image's. Beside an origin alone they are the box's."""
+    if all(name in place for name in ("x3", "y3")):
+        return None, "corners"  # the four corners of a quadrilateral: no two of them are the box
     for names in CORNERS:
         if found := _all(place, names):
             return found, "corners"

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 from data.readers.csv_columns import Columns, is_number, understand
 from data.readers.found import Found, FoundImage, FoundRows
@@ -115,18 +116,19 @@ def read_csv(plan: CsvPlan) -> Found:
         names.append(name)
     tables = [_read(file, names, index_of, is_open=fixed is None) for file in plan.files]
     if not names:
-        raise DataError(f"{listed(file.path for file in plan.files)}: no row has a box with a class.")
-    largest = sorted(value for table in tables for value in table.largest)
-    normalised = bool(largest) and largest[len(largest) // 2] <= FRACTION_LIMIT
-    splits, defects = {}, []
+        first = next((defect for table in tables for defect in table.defects), None)
+        why = f" The first of them: {first.file}, {first.object}: {first.detail}" if first else ""
+        raise DataError(f"{listed(file.path for file in plan.files)}: no row has a box with a class.{why}")
+    splits, defects, notes = {}, [], []
     for table in tables:
+        normalised = bool(table.largest) and median(table.largest) <= FRACTION_LIMIT
+        notes.append(f"{table.file.path.name}: {table.columns.describe()}" + normalised * ", in fractions of the image")
         defects += table.defects
         found = _found_images(plan, table, normalised)
         for split, images, more in found:
             splits.setdefault(split, []).extend(images)
             defects += more
-    notes = [f"{table.file.path.name}: {table.columns.describe()}" for table in tables]
-    notes = list(dict.fromkeys(notes)) + (["boxes in fractions of the image"] if normalised else []) + list(plan.notes)
+    notes = [*dict.fromkeys(notes), *plan.notes]
     classes = tuple(names if fixed else sorted(names, key=_by_number))
     return Found(format="csv", root=plan.root, classes=classes, splits=splits, defects=defects, notes=notes)
 

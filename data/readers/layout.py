@@ -14,6 +14,11 @@ SPLIT_NAMES = {
 SPLIT_WORD = re.compile(r"(?<![a-z])(training|train|validation|valid|val|testing|test)(?=20\d\d|[^a-z0-9]|$)")
 
 
+def split_of_folder(name: str) -> str | None:
+    """The split that a folder is by its name: valid → val, train2017 → train."""
+    return SPLIT_NAMES.get(re.sub(r"20\d\d$", "", name.lower()))
+
+
 def split_in(name: str) -> str | None:
     """The split that the name of a file says: instances_val2017 → val. Where it says several, the last."""
     words = SPLIT_WORD.findall(name.lower())

@@ -148,7 +148,7 @@ def _stems(path: Path, annotations: dict[str, Path]) -> list[str]:
     """The images named in an ImageSets file; folder, suffix, and the -1, 0 or 1 of a class list, are taken off."""
     stems = Counter()
     for line in path.read_text(encoding="utf-8-sig").splitlines():
-        name = line.strip()
+        name = re.sub(r"\s+\S+\.xml$", "", line.strip())  # some name the image and its XML
         if name not in annotations:
             name = re.sub(r"\s+(-1|0|1)$", "", name).replace("\\", "/").rpartition("/")[2]
         if name:
@@ -166,7 +166,7 @@ def _unlisted(folder: _Folder, splits: dict[str, list[str]]) -> list[Defect]:
             "orphan-annotation",
             "none",
             relative_name(path, folder.root),
-            "no list in ImageSets/Main names it",
+            "no list of the splits names it",
             "image left out",
         )
         for stem, path in folder.annotations.items()

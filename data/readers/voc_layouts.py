@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.readers.layout import SPLIT_NAMES
+from data.readers.layout import split_of_folder
 from data.readers.locate import is_image, is_visible
 
 XML_FOLDERS = ("annotations", "annotation", "xmls", "xml", "labels")
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", "img", "PNGImages")
+LISTS = ("train", "trainval", "val")
 ENOUGH = 20  # files that are looked into
 
 
@@ -22,14 +23,14 @@ class VocSplit:
 class VocPlan:
     root: Path
     splits: Mapping[str, VocSplit]
-    lists: Path | None = None  # ImageSets/Main, where there is one
+    lists: Path | None = None  # the folder of train.txt, val.txt …: ImageSets/Main, ImageSets/ or the root
 
 
 def find_voc(folder: Path) -> VocPlan | None:
     """The layout of a folder: its own XML files, those of Annotations/, or of train/, valid/ and test/; or None."""
     splits = {}
     for child in _folders(folder):
-        split = SPLIT_NAMES.get(child.name.lower())
+        split = split_of_folder(child.name)
         xmls = split and _xml_folder(child)
         if xmls and split not in splits:
             splits[split] = VocSplit(annotations=xmls, images=_image_folders(child, xmls))
@@ -37,7 +38,7 @@ def find_voc(folder: Path) -> VocPlan | None:
         return VocPlan(root=folder, splits=splits)
     for place in (child for child in _folders(folder) if child.name.lower() in XML_FOLDERS):
         for child in _folders(place):
-            split = SPLIT_NAMES.get(child.name.lower())
+            split = split_of_folder(child.name)
             if split and _has_annotations(child):
                 images = [folder / name / child.name for name in IMAGE_FOLDERS] + _image_folders(folder, child)
                 splits[split] = VocSplit(annotations=child, images=images)
@@ -49,9 +50,10 @@ def find_voc(folder: Path) -> VocPlan | None:
 
 def plan_of_folder(xmls: Path, root: Path) -> VocPlan:
     """The plan of one folder of XML files."""
-    lists = root / "ImageSets" / "Main"
+    places = (root / "ImageSets" / "Main", root / "ImageSets", root)
+    lists = next((place for place in places if any((place / f"{name}.txt").is_file() for name in LISTS)), None)
     split = VocSplit(annotations=xmls, images=_image_folders(root, xmls))
-    return VocPlan(root=root, splits={"train": split}, lists=lists if lists.is_dir() else None)
+    return VocPlan(root=root, splits={"train": split}, lists=lists)
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -52,14 +52,16 @@ def read_yolo(plan: YoloPlan) -> Found:
     splits = {}
     for split, listed in files.items():
         looked_in = ", ".join(map(str, (*plan.splits[split].folders, *plan.splits[split].lists)))
-        images, used = {}, set()
+        images, used = {}, {}  # {text file: the image whose it is}
         for name, path, label in counted(listed, f"read annotations of {split}"):
             if name in images:
                 defects.append(_defect("image-listed-twice", split, name, None, "it is listed twice", "used once"))
                 continue
             objects = ()
-            if label is not None:
-                used.add(label)
+            if label is not None and used.setdefault(label, name) != name:
+                detail = f"its text file {label.name} is that of {used[label]} too"
+                defects.append(_defect("label-file-shared", split, name, None, detail, REFUSED))
+            elif label is not None:
                 objects, found = reader.read(split, label, relative_name(label, plan.root))
                 defects += found
             elif path is not None:
@@ -69,7 +71,7 @@ def read_yolo(plan: YoloPlan) -> Found:
                 name=name, path=path, declared_size=None, objects=objects, looked_in=looked_in, normalised=True
             )
         splits[split] = list(images.values())
-        defects += _orphans(plan, split, used)
+        defects += _orphans(plan, split, used.keys())
     return Found(format="yolo", root=plan.root, classes=names, splits=splits, defects=defects, notes=notes)
 
 

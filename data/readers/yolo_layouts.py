@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from data.readers.layout import SPLIT_NAMES, listed, one_of_several
+from data.readers.layout import SPLIT_NAMES, listed, one_of_several, split_of_folder
 from data.readers.locate import images_under, is_image
 from data.readers.yolo import IMAGE_FOLDERS, YoloPlan, YoloSplit, labels_folder
 from data.records import DataError, Defect
@@ -43,14 +43,14 @@ def _describes_data(path: Path) -> bool:
 def plan_of_yaml(path: Path) -> YoloPlan:
     """The plan of a data.yaml: names as a list or by number, splits as folders, lists of folders, or lists of paths."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), yaml.BaseLoader)  # all texts: "no" is a class's name
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not YAML: {' '.join(str(error).split())}. Mend it.") from error
     if not isinstance(content, dict) or "names" not in content:
         raise DataError(f"{path} has no 'names' of classes, so it is no data.yaml of YOLO.")
     names = _names_of_yaml(path, content["names"])
     count = content.get("nc")
-    if isinstance(count, int) and count != len(names) and not isinstance(content["names"], dict):
+    if str(count).isdigit() and int(count) != len(names) and not isinstance(content["names"], dict):
         raise DataError(f"{path} names {len(names)} classes, but says nc: {count}. Make the two agree.")
     bases = _bases(path, content.get("path"))
     splits, defects = {}, []
@@ -178,7 +178,7 @@ def _splits_by_folder(folder: Path) -> dict[str, YoloSplit]:
     images = [folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()]
     splits = {}
     for child in _folders([*images, folder]):
-        split = SPLIT_NAMES.get(child.name.lower())
+        split = split_of_folder(child.name)
         if split and split not in splits and any(map(_has_labels, (child, *_folders([child])))):
             splits[split] = YoloSplit(folders=[child])
     if splits:
@@ -227,8 +227,12 @@ def names_beside(folders: Sequence[Path]) -> tuple[dict[int, str] | None, list[s
 
 def _names_in(path: Path) -> dict[int, str]:
     """A class name a line."""
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return _distinct(path, dict(enumerate(line.strip() for line in lines if line.strip())))
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+    if "" in lines:
+        raise DataError(
+            f"{path}: line {lines.index('') + 1} is empty, so the numbers of the classes behind it are not clear."
+        )
+    return _distinct(path, dict(enumerate(lines)))
 
 
 def _places(split: YoloSplit) -> Iterator[Path]:

@@ -260,7 +260,7 @@ def test_what_is_not_read_is_never_silent(tmp_path):
     )
     for red, split in enumerate(("train", "valid", "spare", "train/masks")):
         for name in "ab":
-            write_image(tmp_path / "lost" / split / f"{name}.jpg", color=(60 * red, ord(name), 0))
+            write_image(tmp_path / "lost" / split / f"{name}.jpg", color=(60 * red, 60 * ord(name) % 256, 0))
     for name in "ab":
         put(tmp_path / "lost" / "train" / f"{name}.xml", box)
     found = {d.file: (d.kind, d.split, d.refused) for d in open_data(tmp_path / "lost", refuse=False).defects}

@@ -16,10 +16,10 @@ from data.records import DataError
 from tests.conftest import REAL_DATA, needs_real_data
 
 
-def write_image(path, size=(40, 30), **options):
-    """An image that looks like no other of another name."""
+def write_image(path, size=(40, 30), color="", **options):
+    """An image that looks like no other of another name, or of the same name and another color."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    cells = np.random.default_rng(list(path.name.encode())).integers(0, 256, (6, 8, 3), np.uint8)
+    cells = np.random.default_rng(list(f"{path.name}{color}".encode())).integers(0, 256, (6, 8, 3), np.uint8)
     Image.fromarray(cells).resize(size).save(path, **options)
 
 

@@ -133,6 +133,9 @@ def test_splits_by_column_by_name_and_by_folder(tmp_path):
         assert data.split_rule == "the data set's own splits"
     with pytest.raises(DataError, match=r"holds several CSV folders: one, three, two"):
         open_data(tmp_path)
+    write_csv(tmp_path / "three" / "val", head, "_annotations.csv", [])
+    with pytest.raises(DataError, match="three holds several CSV folders: train, val, valid"):
+        open_data(tmp_path / "three")
     write_csv(tmp_path / "two", head, "more_val.csv", [])
     with pytest.raises(DataError, match="several CSV files for one split"):
         open_data(tmp_path / "two")

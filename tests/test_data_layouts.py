@@ -289,6 +289,11 @@ def test_splits_by_other_usual_names(tmp_path):
         put(root / lists / "train.txt", "JPEGImages/b.jpg Annotations/b.xml\n")
         put(root / lists / "val.txt", "a\n")
         assert [record.name for record in open_data(root).records("train")] == ["JPEGImages/b.jpg"]
+    for split in ("train", "val"):
+        root = tmp_path / "coco" / f"{split}2017"
+        write_image(root / f"{split}.jpg", color=(len(split), 0, 0))
+        put(root / "boxes.json", json.dumps(coco([(1, f"{split}.jpg")], [(1, 1, [1, 2, 9, 9])])))
+    assert names(open_data(tmp_path / "coco")) == ["train2017/train.jpg", "val2017/val.jpg"]
 
 
 def test_a_json_beside_the_splits_is_told(tmp_path):

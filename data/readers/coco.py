@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data.readers.coco_file import OF_MASK, CocoContent, Objects, as_key, as_number, read_content
-from data.readers.found import Found, FoundImage
+from data.readers.found import Found, FoundImage, defect_of
 from data.readers.locate import ImageFolders, relative_name
 from data.records import REFUSED, DataError, Defect
 
@@ -193,7 +193,4 @@ def _first(content: CocoContent, rows: np.ndarray, of_class: str = "") -> str:
 
 
 def _defect(file: CocoFile, kind: str, what: str, detail: str, action: str) -> Defect:
-    severity = "error" if action == REFUSED else "warning"
-    return Defect(
-        kind=kind, severity=severity, split=file.split, file=file.path.name, object=what, detail=detail, action=action
-    )
+    return defect_of(kind, file.split, file.path.name, detail, action, what)

@@ -8,21 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.readers.coco import CocoFile
-from data.readers.layout import SPLIT_NAMES, listed, split_in
-from data.readers.locate import is_visible
+from data.readers.layout import SPLIT_NAMES, listed, split_in, split_of_folder
+from data.readers.locate import folders_in
 from data.records import DataError
 
 KEYS = (b'"images"', b'"annotations"', b'"categories"')
 OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")  # in COCO's own folder
 ANNOTATIONS = ("annotations", "annotation")
-MOST_FOLDERS = 20  # that are searched for images beside the usual ones
 
 
 def find_coco(folder: Path) -> list[CocoFile] | None:
     """Roboflow's layout, or the JSON files in annotations/, or those in the folder itself; None without any."""
     if files := _one_a_folder(folder):
         return files
-    annotations = [child for child in _folders(folder) if child.name.lower() in (*ANNOTATIONS, "labels")]
+    annotations = [child for child in folders_in(folder) if child.name.lower() in (*ANNOTATIONS, "labels")]
     for place in (*annotations, folder):
         found = [path for path in sorted(place.glob("[!.]*.json")) if may_be_coco(path)]
         boxes = [path for path in found if not path.stem.startswith(OTHER_TASKS)]
@@ -42,21 +41,18 @@ def may_be_coco(path: Path) -> bool:
         return all(content.find(key) >= 0 for key in KEYS)
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(child for child in folder.iterdir() if child.is_dir() and is_visible(child.name))
-
-
 def _one_a_folder(folder: Path) -> list[CocoFile]:
     """Roboflow's layout: train/, valid/ and test/, each with its images and its own JSON."""
     files = []
-    for child in _folders(folder):
-        if child.name.lower() not in SPLIT_NAMES:
+    for child in folders_in(folder):
+        split = split_of_folder(child.name)
+        if split is None:
             continue
         found = [path for path in sorted(child.glob("[!.]*.json")) if may_be_coco(path)]
         found = [path for path in found if path.name == "_annotations.coco.json"] or found
         if len(found) > 1:
             raise DataError(f"{child} holds several JSON files: {listed(found)}. Leave the one to use.")
-        files += [coco_file(folder, SPLIT_NAMES[child.name.lower()], path) for path in found]
+        files += [coco_file(folder, split, path) for path in found]
     _refuse_two_of_a_split(files)
     return files
 
@@ -93,7 +89,7 @@ def coco_file(root: Path, split: str, path: Path) -> CocoFile:
     words = re.findall(r"(?:train|val|test)[a-z]*\d*", path.stem.lower())
     own = [name for name, meaning in SPLIT_NAMES.items() if meaning == split]
     names = list(dict.fromkeys([*words, *own, *(f"{name}2017" for name in own)]))
-    folders = [path.parent if path.parent.name.lower() in SPLIT_NAMES else None]
+    folders = [path.parent if split_of_folder(path.parent.name) else None]
     folders += [base / name for base in (root, root / "images") for name in names]
     folders += [root / name / "images" for name in names]
     folders += [root / "images" / "default", root / "images", root / "data", path.parent, root]

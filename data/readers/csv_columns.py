@@ -7,6 +7,7 @@ from typing import Literal
 
 from data.images import SUFFIXES
 from data.readers.layout import SPLIT_NAMES
+from data.readers.rows import is_number
 from data.records import DataError
 
 # Names without case, spaces, dots and underlines, the surest first.
@@ -162,12 +163,3 @@ def _without_header(row: Sequence[str]) -> Columns | None:
 
 def _is_image(text: str) -> bool:
     return text.strip().lower().endswith(SUFFIXES)
-
-
-def is_number(text: str) -> bool:
-    """Whether float() takes it."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

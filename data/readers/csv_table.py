@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from data.readers.csv_columns import Columns, is_number, understand
-from data.readers.found import Found, FoundImage, FoundRows
-from data.readers.layout import SPLIT_NAMES, listed, one_of_several, split_in
-from data.readers.locate import ImageFolders, relative_name
-from data.records import REFUSED, DataError, Defect
+from data.readers.csv_columns import Columns, understand
+from data.readers.found import Found, FoundImage, FoundRows, defect_of
+from data.readers.layout import SPLIT_NAMES, listed, one_of_several, split_in, split_of_folder
+from data.readers.locate import ImageFolders, folders_in, relative_name
+from data.readers.rows import FRACTION_LIMIT, BadRow, is_number, shown
+from data.records import DataError, Defect
 
 DELIMITERS = ",;\t|"
 IMAGE_FOLDERS = ("images", "JPEGImages", "imgs", "img")
 NUMBER = re.compile(r"[^\s,;()\[\]]+")
-FRACTION_LIMIT = 2.0  # what is above is no fraction of an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +36,12 @@ class CsvPlan:
 
 def find_csv(folder: Path) -> CsvPlan | None:
     """The tables of boxes in a folder: one, one a split by name, or one in each of train/, valid/ and test/."""
-    inner = sorted(child for child in folder.iterdir() if child.is_dir() and child.name.lower() in SPLIT_NAMES)
-    by_folder = {SPLIT_NAMES[child.name.lower()]: _tables(child) for child in inner}
+    by_folder = {}
+    for child in folders_in(folder):
+        if split := split_of_folder(child.name):
+            by_folder.setdefault(split, []).extend(_tables(child))
     files = [
-        CsvFile(split=split, path=one_of_several(tables, "CSV files of boxes", tables[0].parent))
+        CsvFile(split=split, path=one_of_several(tables, f"CSV files of boxes for {split!r}", folder))
         for split, tables in by_folder.items()
         if tables
     ]
@@ -62,9 +64,7 @@ def plan_of_csv(path: Path, root: Path | None = None) -> CsvPlan:
 
 
 def _annotation_folders(folder: Path) -> list[Path]:
-    return [
-        child for child in sorted(folder.iterdir()) if child.is_dir() and child.name.lower().startswith("annotation")
-    ]
+    return [child for child in folders_in(folder) if child.name.lower().startswith("annotation")]
 
 
 def _left_out(tables: Sequence[Path], used: Sequence[Path]) -> list[str]:
@@ -188,12 +188,6 @@ def _rows(path: Path, columns: Columns) -> Iterator[tuple[int, list[str]]]:
             yield reader.line_num, row
 
 
-class _BadRow(ValueError):
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
 def _add(
     table: _Table, line: int, row: Sequence[str], names: list[str], index_of: dict[str, int], is_open: bool
 ) -> None:
@@ -201,28 +195,28 @@ def _add(
     try:
         name = _field(row, columns.image)
         if not name:
-            raise _BadRow("row-malformed", f"it names no image: {_shown(row)}")
+            raise BadRow("row-malformed", f"it names no image: {shown(row, ',')}")
         split = file.split or _split(row, columns)
         image = table.images.get(name)
         if image is None:
             rows = FoundRows(names, f"{file.path.name} line")
             image = table.images[name] = _Image(rows, line, split, _size(row, columns))
         elif image.split != split:
-            raise _BadRow("row-in-other-split", f"{name} is in {split!r} here, and in {image.split!r} before")
+            raise BadRow("row-in-other-split", f"{name} is in {split!r} here, and in {image.split!r} before")
         box = _box(row, columns)
         if box is None:
             return
         label = "object" if columns.label is None else _field(row, columns.label)
         if not label:
-            raise _BadRow("row-malformed", f"the box has no class: {_shown(row)}")
+            raise BadRow("row-malformed", f"the box has no class: {shown(row, ',')}")
         if label not in index_of:
             if not is_open:
-                raise _BadRow("unknown-class", f"class {label!r} is not in classes.csv ({listed(names)})")
+                raise BadRow("unknown-class", f"class {label!r} is not in classes.csv ({listed(names)})")
             index_of[label] = len(names)
             names.append(label)
         image.rows.add(line, index_of[label], box, _crowd(row, columns))
         table.largest.append(max(map(abs, box)))
-    except _BadRow as error:
+    except BadRow as error:
         table.defects.append(_defect(error.kind, file.split or "train", file, f"line {line}", str(error)))
 
 
@@ -235,7 +229,7 @@ def _split(row: Sequence[str], columns: Columns) -> str:
     if word in ("", "unassigned"):
         return "train"
     if word not in SPLIT_NAMES:
-        raise _BadRow("split-unknown", f"{word!r} is none of train, val and test")
+        raise BadRow("split-unknown", f"{word!r} is none of train, val and test")
     return SPLIT_NAMES[word]
 
 
@@ -248,7 +242,7 @@ def _box(row: Sequence[str], columns: Columns) -> tuple[float, ...] | None:
     except (ValueError, IndexError):
         if not any(_field(row, place) for place in columns.box):
             return None
-        raise _BadRow("row-malformed", f"its box is not four numbers: {_shown(row)}") from None
+        raise BadRow("row-malformed", f"its box is not four numbers: {shown(row, ',')}") from None
     if columns.shape == "origin":
         return a, b, a + c, b + d
     if columns.shape == "centre":
@@ -265,11 +259,6 @@ def _size(row: Sequence[str], columns: Columns) -> tuple[int, int] | None:
 
 def _crowd(row: Sequence[str], columns: Columns) -> int:
     return int(columns.crowd is not None and _field(row, columns.crowd).lower() in ("1", "true", "1.0"))
-
-
-def _shown(row: Sequence[str]) -> str:
-    text = ",".join(row)
-    return repr(text if len(text) < 80 else text[:77] + "…")
 
 
 def _found_images(
@@ -311,6 +300,4 @@ def _pixels(table: _Table, image: _Image) -> list[Defect]:
 
 
 def _defect(kind: str, split: str, file: CsvFile, what: str, detail: str) -> Defect:
-    return Defect(
-        kind=kind, severity="error", split=split, file=file.path.name, object=what, detail=detail, action=REFUSED
-    )
+    return defect_of(kind, split, file.path.name, detail, what=what)

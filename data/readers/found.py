@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.records import Defect
+from data.records import REFUSED, Defect
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,3 +62,9 @@ class Found:
     splits: dict[str, list[FoundImage]]
     defects: list[Defect] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # how the files were understood, for people
+
+
+def defect_of(kind: str, split: str, file: str, detail: str, action: str = REFUSED, what: str | None = None) -> Defect:
+    """A defect of the annotations; what is refused is an error."""
+    severity = "error" if action == REFUSED else "warning"
+    return Defect(kind=kind, severity=severity, split=split, file=file, object=what, detail=detail, action=action)

@@ -85,6 +85,11 @@ def images_under(folder: Path) -> Iterator[Path]:
         yield from (Path(place, name) for name in sorted(files) if is_image(Path(name)))
 
 
+def folders_in(folder: Path) -> list[Path]:
+    """The folders of a folder by name, without hidden ones."""
+    return sorted(child for child in folder.iterdir() if child.is_dir() and is_visible(child.name))
+
+
 def is_visible(folder: str) -> bool:
     return not folder.startswith((".", "__MACOSX"))
 

@@ -11,7 +11,7 @@ from data.readers.coco_files import coco_file, find_coco, may_be_coco, root_of_j
 from data.readers.csv_table import find_csv, plan_of_csv, read_csv
 from data.readers.found import Found
 from data.readers.layout import listed
-from data.readers.locate import images_under, is_visible
+from data.readers.locate import folders_in, images_under
 from data.readers.voc import read_voc
 from data.readers.voc_layouts import find_voc
 from data.readers.yolo import read_yolo
@@ -89,9 +89,7 @@ def _levels(path: Path) -> Iterator[list[Path]]:
     level = [path]
     for _ in range(DEEPEST + 1):
         yield level
-        level = sorted(
-            child for folder in level for child in folder.iterdir() if child.is_dir() and is_visible(child.name)
-        )
+        level = sorted(child for folder in level for child in folders_in(folder))
         if len(level) > MOST_FOLDERS:
             return
 

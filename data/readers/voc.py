@@ -15,7 +15,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, parse
 
 from data.images import SUFFIXES
-from data.readers.found import Found, FoundImage, FoundRows
+from data.readers.found import Found, FoundImage, FoundRows, defect_of
 from data.readers.layout import listed
 from data.readers.locate import ImageFolders, relative_name
 from data.readers.voc_layouts import VocPlan, VocSplit
@@ -76,7 +76,7 @@ class _Folder:
         left_out = [path for path in self.images.nearest() if path.stem.lower() not in with_xml]
         detail = "it has no XML file; write one without objects if it shows none"
         return [
-            _defect("image-without-annotation", split, relative_name(path, self.root), detail, "image left out")
+            defect_of("image-without-annotation", split, relative_name(path, self.root), detail, "image left out")
             for path in left_out
         ]
 
@@ -86,13 +86,13 @@ class _Folder:
             if stem not in self.annotations:
                 detail = f"{stem} has no XML in {self.where.annotations}: write one (without objects, if it shows none)"
                 file = relative_name(lists / f"{split}.txt", self.root)
-                defects.append(_defect("annotation-missing", split, file, detail, REFUSED, stem))
+                defects.append(defect_of("annotation-missing", split, file, detail, REFUSED, stem))
                 continue
             image, found = self._found_image(split, self.annotations[stem])
             defects += found
             if image.name in images:
                 detail = f"its image {image.name} is that of another XML file too"
-                defects.append(_defect("image-listed-twice", split, self._name_of(stem), detail, REFUSED))
+                defects.append(defect_of("image-listed-twice", split, self._name_of(stem), detail, REFUSED))
             else:
                 images[image.name] = image
         return list(images.values()), defects
@@ -107,19 +107,19 @@ class _Folder:
             xml = parse(xml_path).getroot()
         except (ParseError, DefusedXmlException, UnicodeError, ValueError) as error:
             detail = f"it cannot be read as XML: {error}. Export it again"
-            xml, defects = Element("annotation"), [_defect("annotation-unreadable", split, xml_name, detail, REFUSED)]
+            xml, defects = Element("annotation"), [defect_of("annotation-unreadable", split, xml_name, detail, REFUSED)]
         objects = FoundRows(self.classes.names, "object")
         for number, each in enumerate(xml.findall("object"), start=1):
             if class_name := (each.findtext("name") or "").strip():
                 objects.add(number, self.classes.index(class_name), _box(each))
             else:
                 detail, what = "it has no class name. Name it, or take it out", f"object {number}"
-                defects.append(_defect("class-missing", split, xml_name, detail, REFUSED, what))
+                defects.append(defect_of("class-missing", split, xml_name, detail, REFUSED, what))
         file_name = (xml.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
         path = self._image_of(xml_path.stem, file_name)
         if path and file_name and file_name not in (path.name, path.stem):
             detail = f"it names the image {file_name!r}"
-            defects.append(_defect("file-name-differs", split, xml_name, detail, f"{path.name} is used"))
+            defects.append(defect_of("file-name-differs", split, xml_name, detail, f"{path.name} is used"))
         image = FoundImage(
             name=relative_name(path, self.root) if path else file_name or xml_path.stem,
             path=path,
@@ -162,7 +162,7 @@ def _stems(path: Path, annotations: dict[str, Path]) -> list[str]:
 def _unlisted(folder: _Folder, splits: dict[str, list[str]]) -> list[Defect]:
     known = {stem for stems in splits.values() for stem in stems}
     return [
-        _defect(
+        defect_of(
             "orphan-annotation",
             "none",
             relative_name(path, folder.root),
@@ -191,8 +191,3 @@ def _number(text: str | None) -> float | None:
         return float(text)
     except (TypeError, ValueError):
         return None
-
-
-def _defect(kind: str, split: str, file: str, detail: str, action: str, what: str | None = None) -> Defect:
-    severity = "error" if action == REFUSED else "warning"
-    return Defect(kind=kind, severity=severity, split=split, file=file, object=what, detail=detail, action=action)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.readers.layout import split_of_folder
-from data.readers.locate import is_image, is_visible
+from data.readers.locate import folders_in, is_image
 
 XML_FOLDERS = ("annotations", "annotation", "xmls", "xml", "labels")
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", "img", "PNGImages")
@@ -29,15 +29,15 @@ class VocPlan:
 def find_voc(folder: Path) -> VocPlan | None:
     """The layout of a folder: its own XML files, those of Annotations/, or of train/, valid/ and test/; or None."""
     splits = {}
-    for child in _folders(folder):
+    for child in folders_in(folder):
         split = split_of_folder(child.name)
         xmls = split and _xml_folder(child)
         if xmls and split not in splits:
             splits[split] = VocSplit(annotations=xmls, images=_image_folders(child, xmls))
     if splits:  # Roboflow's export: train/, valid/ and test/
         return VocPlan(root=folder, splits=splits)
-    for place in (child for child in _folders(folder) if child.name.lower() in XML_FOLDERS):
-        for child in _folders(place):
+    for place in (child for child in folders_in(folder) if child.name.lower() in XML_FOLDERS):
+        for child in folders_in(place):
             split = split_of_folder(child.name)
             if split and _has_annotations(child):
                 images = [folder / name / child.name for name in IMAGE_FOLDERS] + _image_folders(folder, child)
@@ -56,14 +56,10 @@ def plan_of_folder(xmls: Path, root: Path) -> VocPlan:
     return VocPlan(root=root, splits={"train": split}, lists=lists)
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(child for child in folder.iterdir() if child.is_dir() and is_visible(child.name))
-
-
 def _xml_folder(folder: Path) -> Path | None:
     """The folder of XML files: Annotations/ (or annotations/xmls/), else the folder itself."""
-    named = [child for child in _folders(folder) if child.name.lower() in XML_FOLDERS]
-    inner = [child for each in named for child in _folders(each) if child.name.lower() in XML_FOLDERS]
+    named = [child for child in folders_in(folder) if child.name.lower() in XML_FOLDERS]
+    inner = [child for each in named for child in folders_in(each) if child.name.lower() in XML_FOLDERS]
     return next(filter(_has_annotations, (*named, *inner, folder)), None)
 
 

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.readers.found import Found, FoundImage, FoundRows
+from data.readers.found import Found, FoundImage, FoundRows, defect_of
 from data.readers.locate import ImageFolders, images_under, is_image, relative_name
+from data.readers.rows import FRACTION_LIMIT, BadRow, is_number, shown
 from data.records import REFUSED, DataError, Defect
 from progress import counted
 
 IMAGE_FOLDERS = ("images", "JPEGImages")  # in a path, "labels" takes their place
 ROUNDING = 1e-4  # over the edge, in fractions: files with four decimals
-FRACTION_LIMIT = 2.0  # what is above is no fraction of an image, however far the box leaves it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +55,18 @@ def read_yolo(plan: YoloPlan) -> Found:
         images, used = {}, {}  # {text file: the image whose it is}
         for name, path, label in counted(listed, f"read annotations of {split}"):
             if name in images:
-                defects.append(_defect("image-listed-twice", split, name, None, "it is listed twice", "used once"))
+                defects.append(defect_of("image-listed-twice", split, name, "it is listed twice", "used once"))
                 continue
             objects = ()
             if label is not None and used.setdefault(label, name) != name:
                 detail = f"its text file {label.name} is that of {used[label]} too"
-                defects.append(_defect("label-file-shared", split, name, None, detail, REFUSED))
+                defects.append(defect_of("label-file-shared", split, name, detail, REFUSED))
             elif label is not None:
                 objects, found = reader.read(split, label, relative_name(label, plan.root))
                 defects += found
             elif path is not None:
                 detail = f"it has no text file {_label_paths(plan.splits[split], path)[0].name}"
-                defects.append(_defect("label-file-missing", split, name, None, detail, "taken as without objects"))
+                defects.append(defect_of("label-file-missing", split, name, detail, "taken as without objects"))
             images[name] = FoundImage(
                 name=name, path=path, declared_size=None, objects=objects, looked_in=looked_in, normalised=True
             )
@@ -90,7 +90,7 @@ def _without_labels(plan: YoloPlan, files: dict[str, list]) -> list[Defect]:
             )
         del files[split]
         detail = f"none of its {len(images)} images has a text file such as {wanted}"
-        defects.append(_defect("split-without-annotations", split, plan.root.name, None, detail, "left out"))
+        defects.append(defect_of("split-without-annotations", split, plan.root.name, detail, "left out"))
     return defects
 
 
@@ -137,11 +137,10 @@ def _orphans(plan: YoloPlan, split: str, used: set[Path]) -> list[Defect]:
         rest = [path for path in sorted(folder.glob("[!.]*.txt")) if path not in used and path.name != "classes.txt"]
         stems = {image.stem for image in _images_beside(folder, plan.splits[split])} if rest else set()
         defects += [
-            _defect(
+            defect_of(
                 "orphan-annotation",
                 split,
                 relative_name(path, plan.root),
-                None,
                 f"there is no image {path.stem}",
                 "left out",
             )
@@ -162,7 +161,7 @@ def _images_beside(labels: Path, where: YoloSplit) -> list[Path]:
 
 def _numbers_seen(labels: Sequence[Path]) -> dict[int, str]:
     first = {line.split()[0] for path in labels for line in _lines(path) if line.split()}
-    numbers = sorted({int(float(word)) for word in first if _is_number(word) and math.isfinite(float(word))})
+    numbers = sorted({int(float(word)) for word in first if is_number(word) and math.isfinite(float(word))})
     return {number: str(number) for number in numbers}
 
 
@@ -178,7 +177,7 @@ class _LabelReader:
                 continue
             try:
                 index, box = self._row(line.split())
-            except _BadRow as error:
+            except BadRow as error:
                 problems.append((error.kind, f"line {number}", str(error)))
                 continue
             if max(map(abs, box)) > FRACTION_LIMIT:
@@ -190,33 +189,27 @@ class _LabelReader:
             more = f"; so have {len(in_pixels) - 1} more lines" if len(in_pixels) > 1 else ""
             detail = f"{line!r} has pixels, where fractions of the image's width and height belong{more}"
             problems.append(("coordinates-in-pixels", f"line {number}", detail))
-        return rows, [_defect(kind, split, name, what, detail, REFUSED) for kind, what, detail in problems]
+        return rows, [defect_of(kind, split, name, detail, what=what) for kind, what, detail in problems]
 
     def _row(self, words: Sequence[str]) -> tuple[int, tuple[float, ...]]:
         """(index of the class, xyxy in fractions) of a row's words."""
-        if not all(map(_is_number, words)):
-            word = next(word for word in words if not _is_number(word))
-            raise _BadRow("row-malformed", f"{word!r} is no number in {_shown(words)}")
+        if not all(map(is_number, words)):
+            word = next(word for word in words if not is_number(word))
+            raise BadRow("row-malformed", f"{word!r} is no number in {shown(words, ' ')}")
         label, *values = map(float, words)
         if label not in self.index_of:  # 2.0 is class 2
             known = f"{len(self.names)} classes, numbered {min(self.index_of)} to {max(self.index_of)}"
-            raise _BadRow("unknown-class", f"class {words[0]} is not among the {known}" if self.names else "no classes")
+            raise BadRow("unknown-class", f"class {words[0]} is not among the {known}" if self.names else "no classes")
         if len(values) == 4 or (self.has_keypoints and len(values) > 4):
             box = _corners(values[:4])
         elif len(values) == 5:
-            raise _BadRow("row-malformed", f"a sixth number is a confidence: {_shown(words)} is a prediction")
+            raise BadRow("row-malformed", f"a sixth number is a confidence: {shown(words, ' ')} is a prediction")
         elif len(values) >= 6 and len(values) % 2 == 0:
             box = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
         else:
             wanted = "a class with 4 numbers (box) or pairs of them (polygon)"
-            raise _BadRow("row-malformed", f"{_shown(words)} has {len(words)} numbers, not {wanted}")
+            raise BadRow("row-malformed", f"{shown(words, ' ')} has {len(words)} numbers, not {wanted}")
         return self.index_of[label], tuple(map(_snapped, box))
-
-
-class _BadRow(ValueError):
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 def _corners(values: Sequence[float]) -> tuple[float, ...]:
@@ -232,21 +225,3 @@ def _snapped(value: float) -> float:
 
 def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
-def _shown(words: Sequence[str]) -> str:
-    text = " ".join(words)
-    return repr(text if len(text) < 60 else text[:57] + "…")
-
-
-def _defect(kind: str, split: str, file: str, what: str | None, detail: str, action: str) -> Defect:
-    severity = "error" if action == REFUSED else "warning"
-    return Defect(kind=kind, severity=severity, split=split, file=file, object=what, detail=detail, action=action)

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
 from data.readers.layout import SPLIT_NAMES, listed, one_of_several, split_of_folder
-from data.readers.locate import images_under, is_image
+from data.readers.locate import folders_in, images_under, is_image
 from data.readers.yolo import IMAGE_FOLDERS, YoloPlan, YoloSplit, labels_folder
 from data.records import DataError, Defect
 
@@ -177,23 +178,18 @@ def _splits_by_folder(folder: Path) -> dict[str, YoloSplit]:
     """images/train with labels/train, train/images with train/labels, images with labels, or text files beside."""
     images = [folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()]
     splits = {}
-    for child in _folders([*images, folder]):
+    for child in chain.from_iterable(map(folders_in, (*images, folder))):
         split = split_of_folder(child.name)
-        if split and split not in splits and any(map(_has_labels, (child, *_folders([child])))):
+        if split and split not in splits and any(map(_has_labels, (child, *folders_in(child)))):
             splits[split] = YoloSplit(folders=[child])
     if splits:
         return splits
     lists = {path.stem.lower(): path for path in sorted(folder.glob("[!.]*.txt")) if path.stem.lower() in SPLIT_NAMES}
-    pairs = [place for place in images if any(map(_has_labels, (place, *_folders([place]))))]
+    pairs = [place for place in images if any(map(_has_labels, (place, *folders_in(place))))]
     if pairs and any(map(is_list, lists.values())):
         return {SPLIT_NAMES[name]: YoloSplit(lists=[path]) for name, path in lists.items() if is_list(path)}
     whole = [*pairs, *([folder] if _has_labels(folder) else [])][:1]
     return {"train": YoloSplit(folders=whole)} if whole else {}
-
-
-def _folders(parents: Sequence[Path]) -> Iterator[Path]:
-    for parent in parents:
-        yield from sorted(child for child in parent.iterdir() if child.is_dir())
 
 
 def _has_labels(folder: Path) -> bool:

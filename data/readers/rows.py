@@ -1,0 +1,28 @@
+"""Rows of text files, whether their words are divided by spaces (YOLO) or by commas (CSV)."""
+
+from collections.abc import Sequence
+
+FRACTION_LIMIT = 2.0  # what is above is no fraction of an image, however far the box leaves it
+
+
+class BadRow(ValueError):
+    """A row that cannot be read, with the kind of its defect."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def is_number(text: str) -> bool:
+    """Whether float() takes it."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def shown(fields: Sequence[str], between: str) -> str:
+    """A row as it stands in its file, for messages; the first 80 characters."""
+    text = between.join(fields)
+    return repr(text if len(text) < 80 else text[:77] + "…")

@@ -61,7 +61,7 @@ def open_data(
         parts, defects, rule = complete_splits(path, found.splits, found.defects, scans, options)
     splits = {}
     for split, images in parts.items():
-        splits[split], more = checked_records(split, images, found.classes, scans, options)
+        splits[split], more = checked_records(split, images, found.classes, scans, options, found.shape)
         defects += more
     if path.is_dir() and not given and not options.splits:
         told = {each.split for each in defects if each.kind == "split-without-annotations"}
@@ -100,7 +100,6 @@ def _refuse(name: str, defects: Sequence[Defect], path: Path) -> None:
         return
     lines = [f"{name} has defects that must be mended first; all of them: python check_data.py {path}"]
     for kind, (first, *others) in by_kind.items():
-        where = f"{first.split}: {first.file}" + (f", {first.object}" if first.object else "")
-        more = f"; also {listed([each.file for each in others])}" if others else ""
-        lines.append(f"  {1 + len(others)} {kind}: {where}: {first.detail}{more}")
+        more = f"; also {listed([each.file or each.split for each in others])}" if others else ""
+        lines.append(f"  {1 + len(others)} {kind}: {first.where}: {first.detail}{more}")
     raise DataError("\n".join(lines))

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from data.checks.balance import class_defects
-from data.checks.boxes import CLIP_TOLERANCE
+from data.checks.boxes import CLIP_TOLERANCE, Boxes
 from data.checks.check import checked_records
 from data.checks.pairs import first_of_same, near_pairs
+from data.checks.plausible import implausible
 from data.checks.scan import ImageScan
 from data.open import open_data
 from data.readers.found import FoundImage, FoundObject
@@ -32,7 +33,7 @@ def image_of(*boxes, name="a.jpg", declared=None):
 
 def checked(*images, split="train", size=(400, 300), **options):
     scans = {image.path: ImageScan(width=size[0], height=size[1], sha256="00" * 32) for image in images}
-    return checked_records(split, images, CLASSES, scans, DataOptions(**options))
+    return checked_records(split, images, CLASSES, scans, DataOptions(**options), "corners")
 
 
 def kinds(defects):
@@ -239,16 +240,65 @@ def test_classes_that_a_split_lacks_or_has_too_much_of():
     ("box", "reason"),
     [
         ([0.2, 0.3, 0.5, 0.4], "are they fractions"),
-        ([20, 20, 25, 28], "leave their images: are they corners"),
-        ([20, 20, -10, -10], "have no size"),
+        ([20, 20, 25, 28], "read as corners, none would"),
+        ([20, 20, -10, -10], "have no size: is the order"),
+        ([5, 5, 99, 99], "leave their images: are they of images of another size"),
         ([5, 5, 9, 9], None),
     ],
 )
 def test_boxes_that_are_mostly_impossible_are_an_error(tmp_path, box, reason):
     images = [(number, f"{number}.jpg") for number in range(20)]
     write_coco(tmp_path, {"train": coco(images, [(number, 1, box) for number, _ in images]), "val": VAL})
-    found = [d for d in open_data(tmp_path).defects if d.kind == "boxes-implausible"]
+    found = [d for d in open_data(tmp_path, refuse=False).defects if d.kind == "boxes-implausible"]
     assert [(d.severity, d.split, reason in d.detail) for d in found] == ([("error", "train", True)] if reason else [])
+
+
+def many_boxes(written, read, *, amodal=False):
+    """400 boxes of 640×480 images that were written as one thing and are read as another."""
+    random, size = np.random.default_rng(0), np.array([640, 480])
+    width, height = random.uniform(20, 160, (2, 400))
+    x, y = random.uniform(0, 1, (2, 400)) * (size[:, None] - (width, height))
+    if amodal:  # two fifths reach over one of the four edges, and rightly
+        x[:40], x[40:80], y[80:120], y[120:160] = -9, 650 - width[40:80], -9, 490 - height[120:160]
+    a, b, c, d = {
+        "corners": (x, y, x + width, y + height),
+        "yx": (y, x, y + height, x + width),
+        "origin": (x, y, width, height),
+        "centre": (x + width / 2, y + height / 2, width, height),
+    }[written]
+    corners = {
+        "corners": (a, b, c, d),
+        "origin": (a, b, a + c, b + d),
+        "centre": (a - c / 2, b - d / 2, a + c / 2, b + d / 2),
+    }[read]
+    return Boxes(
+        image=np.arange(400),
+        corners=np.stack(corners, axis=1),
+        labels=np.ones(400, np.int64),
+        iscrowd=np.zeros(400, np.uint8),
+        area=np.full(400, np.nan),
+        size=np.tile(size, (400, 1)).astype(float),
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "read", "meaning"),
+    [
+        ("yx", "corners", "corners, y before x"),
+        ("origin", "corners", "left, top, width, height"),
+        ("corners", "origin", "corners"),
+        ("centre", "origin", "centre, width, height"),
+        ("origin", "centre", "left, top, width, height"),
+    ],
+)
+def test_boxes_that_were_meant_otherwise_are_refused_with_the_meaning(written, read, meaning):
+    detail, action = implausible(many_boxes(written, read), read)
+    assert f"; read as {meaning}, none would" in detail and action == REFUSED
+
+
+@pytest.mark.parametrize("amodal", [False, True])
+def test_boxes_that_are_meant_so_are_not_refused(amodal):
+    assert implausible(many_boxes("corners", "corners", amodal=amodal), "corners") is None
 
 
 def test_a_split_without_a_box_is_no_warning():

@@ -102,7 +102,7 @@ def understood(header):
 def test_groups_are_crowds_and_the_understanding_is_said():
     columns = understood("ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsGroupOf")
     assert columns.describe() == (
-        "columns: image ImageID, box XMin YMin XMax YMax (its corners), class LabelName, crowds IsGroupOf"
+        "columns: image ImageID, box XMin YMin XMax YMax (corners), class LabelName, crowds IsGroupOf"
     )
     kaggle = understood("image_id,width,height,bbox")
     assert kaggle.describe() == (
@@ -110,7 +110,7 @@ def test_groups_are_crowds_and_the_understanding_is_said():
     )
     headless = understood("a.jpg,1,2,3,4,cat")
     assert headless.describe() == (
-        "columns: image column 1, box column 2 column 3 column 4 column 5 (its corners), class column 6"
+        "columns: image column 1, box column 2 column 3 column 4 column 5 (corners), class column 6"
         " (there is no header)"
     )
     assert understood("MID,DisplayName") is None and understood("/m/01g317,Person") is None

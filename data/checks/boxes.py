@@ -21,8 +21,6 @@ WHOLE_IMAGE = 0.99  # share of the image's area
 NEAR_IOU = 0.8
 ENOUGH_BOXES = 30  # of a class, to say what its boxes are like
 KEPT = "box kept"
-ENOUGH_TO_JUDGE = 20  # boxes of a split
-FRACTION_LIMIT = 2.0  # px; what does not reach farther from the corner of its image is a fraction, most likely
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +56,8 @@ def settle(boxes: Boxes, on_defect: str) -> tuple[Boxes, np.ndarray, list[Findin
         clipped = np.clip(corners, 0, limit)
         over = np.abs(corners - clipped).max(axis=1, initial=0)
         is_finite = np.isfinite(corners).all(axis=1)
-        has_size = (_sides(corners) >= SMALLEST_SIDE).all(axis=1)
-        is_inside = (_sides(clipped) >= SMALLEST_SIDE).all(axis=1)
+        has_size = (sides_of(corners) >= SMALLEST_SIDE).all(axis=1)
+        is_inside = (sides_of(clipped) >= SMALLEST_SIDE).all(axis=1)
     of_nothing = np.isnan(corners).all(axis=1)
     sound = is_finite & has_size & is_inside
     wrong = {
@@ -97,22 +95,6 @@ def settle(boxes: Boxes, on_defect: str) -> tuple[Boxes, np.ndarray, list[Findin
     return replace(boxes, corners=clipped), kept, findings
 
 
-def implausible(boxes: Boxes) -> str | None:
-    """What is wrong with most of a split's boxes, which is no slip: their numbers are meant otherwise."""
-    corners = boxes.corners[np.isfinite(boxes.corners).all(axis=1)]
-    limit = np.tile(boxes.size, 2)[np.isfinite(boxes.corners).all(axis=1)]
-    if len(corners) < ENOUGH_TO_JUDGE:
-        return None
-    least, most = len(corners) / 2, f"most of the {len(corners)} boxes"
-    if np.count_nonzero(np.abs(corners).max(axis=1) <= FRACTION_LIMIT) > least:
-        return f"{most} lie within two pixels: are they fractions of the image, not pixels?"
-    if np.count_nonzero((_sides(corners) < SMALLEST_SIDE).any(axis=1)) > least:
-        return f"{most} have no size: are they left, top, width and height, not corners, or is their order another?"
-    if np.count_nonzero((np.abs(corners - np.clip(corners, 0, limit)) > CLIP_TOLERANCE).any(axis=1)) > least:
-        return f"{most} leave their images: are they corners, not width and height, or of images of another size?"
-    return None
-
-
 def _wrong_details(boxes: Boxes, over: np.ndarray) -> dict[str, Callable[[int], str]]:
     def written(number: int) -> str:
         return "the box [" + ", ".join(f"{value:g}" for value in boxes.corners[number]) + "]"
@@ -121,7 +103,7 @@ def _wrong_details(boxes: Boxes, over: np.ndarray) -> dict[str, Callable[[int], 
         return "the {:g}×{:g} image".format(*boxes.size[number])
 
     def sides(number: int) -> str:
-        return "{:g}×{:g} pixels".format(*_sides(boxes.corners[number]))
+        return "{:g}×{:g} pixels".format(*sides_of(boxes.corners[number]))
 
     return {
         "box-malformed": lambda number: "the box is not four numbers",
@@ -153,7 +135,7 @@ def suspicions(boxes: Boxes, names: Callable[[int], str], classes: Sequence[str]
 
 
 def _odd_sizes(boxes: Boxes) -> Iterator[Finding]:
-    sides = _sides(boxes.corners)
+    sides = sides_of(boxes.corners)
 
     def measures(number: int) -> str:
         return "the box is {:.3g}×{:.3g} pixels".format(*sides[number])
@@ -210,7 +192,7 @@ def _of_another_class(boxes: Boxes, classes: Sequence[str]) -> Iterator[Finding]
     Far out of their class by Tukey's fences of log sizes (3 interquartile ranges beyond the quartiles), within 1.5 of
     another. What the image's edge cuts off is smaller than its class, and says nothing.
     """
-    sides = np.sqrt(np.prod(_sides(boxes.corners), axis=1))
+    sides = np.sqrt(np.prod(sides_of(boxes.corners), axis=1))
     whole = ((boxes.corners[:, :2] >= 2) & (boxes.corners[:, 2:] <= boxes.size - 2)).all(axis=1)
     usual, far, near = {}, {}, {}
     for label in np.unique(boxes.labels):
@@ -233,6 +215,6 @@ def _of_another_class(boxes: Boxes, classes: Sequence[str]) -> Iterator[Finding]
     )
 
 
-def _sides(corners: np.ndarray) -> np.ndarray:
+def sides_of(corners: np.ndarray) -> np.ndarray:
     """(…, 2) width and height of boxes (…, 4)."""
     return corners[..., 2:] - corners[..., :2]

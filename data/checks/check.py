@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data.checks.boxes import Boxes, Finding, implausible, settle, suspicions
+from data.checks.boxes import Boxes, Finding, settle, suspicions
 from data.checks.image_files import image_defects
+from data.checks.plausible import implausible
 from data.checks.scan import ImageScan
 from data.columns import Records
-from data.readers.found import FoundImage
+from data.readers.found import FoundImage, Shape
 from data.records import REFUSED, Defect, Record
 from data_options import DataOptions
 
@@ -23,6 +24,7 @@ def checked_records(
     classes: Sequence[str],
     scans: Mapping[Path, ImageScan],
     options: DataOptions,
+    shape: Shape,
 ) -> tuple[Records, list[Defect]]:
     """(records in order of name, defects) of one split's `images`; those that cannot be read have no record."""
     readable, seen, defects = [], [], []
@@ -36,7 +38,8 @@ def checked_records(
         defects += image_defects(split, image, scan)
     found = _gathered(readable, seen, classes)
     boxes, kept, wrong = settle(found, options.on_defect)
-    if reason := implausible(found):
+    if told := implausible(found, shape):
+        detail, action = told
         defects.append(
             Defect(
                 kind="boxes-implausible",
@@ -44,8 +47,8 @@ def checked_records(
                 split=split,
                 file="",
                 object=None,
-                detail=reason,
-                action="used as far as they are boxes",
+                detail=detail,
+                action=action,
             )
         )
     kept = np.flatnonzero(kept)

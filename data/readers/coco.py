@@ -48,7 +48,7 @@ def read_coco(root: Path, files: Sequence[CocoFile]) -> Found:
         defects += found
     unread = [name for file in files for name in file.unread]
     notes = [f"left unread, because its name says no split: {name}" for name in unread]
-    return Found(format="coco", root=root, classes=classes, splits=splits, defects=defects, notes=notes)
+    return Found(format="coco", shape="origin", root=root, classes=classes, splits=splits, defects=defects, notes=notes)
 
 
 def _in_order(category_id: Hashable) -> tuple[bool, Any]:

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from data.images import SUFFIXES
+from data.readers.found import SHAPES, Shape
 from data.readers.layout import SPLIT_NAMES
 from data.readers.rows import is_number
 from data.records import DataError
@@ -39,8 +39,6 @@ CENTRES = (("xcenter", "ycenter"), ("xcentre", "ycentre"), ("centerx", "centery"
 SIZES = (("w", "h"), ("boxwidth", "boxheight"), ("width", "height"))
 ONE_COLUMN = ("bbox", "box", "boundingbox", "bboxes")
 
-Shape = Literal["corners", "origin", "centre"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
@@ -62,8 +60,7 @@ class Columns:
         def named(place: int) -> str:
             return self.names[place].strip() if self.names else f"column {place + 1}"
 
-        shape = {"corners": "its corners", "origin": "left, top, width, height", "centre": "centre, width, height"}
-        parts = [f"image {named(self.image)}", f"box {' '.join(map(named, self.box))} ({shape[self.shape]})"]
+        parts = [f"image {named(self.image)}", f"box {' '.join(map(named, self.box))} ({SHAPES[self.shape]})"]
         parts += ["one class, object"] if self.label is None else [f"class {named(self.label)}"]
         parts += [f"split {named(self.split)}"] if self.split is not None else []
         parts += [f"image size {' '.join(map(named, self.size))}"] if self.size else []

@@ -130,7 +130,15 @@ def read_csv(plan: CsvPlan) -> Found:
             defects += more
     notes = [*dict.fromkeys(notes), *plan.notes]
     classes = tuple(names if fixed else sorted(names, key=_by_number))
-    return Found(format="csv", root=plan.root, classes=classes, splits=splits, defects=defects, notes=notes)
+    return Found(
+        format="csv",
+        shape=tables[0].columns.shape,
+        root=plan.root,
+        classes=classes,
+        splits=splits,
+        defects=defects,
+        notes=notes,
+    )
 
 
 def _by_number(name: str) -> tuple[float, str]:

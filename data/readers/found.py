@@ -4,8 +4,16 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from data.records import REFUSED, Defect
+
+Shape = Literal["corners", "origin", "centre"]
+SHAPES: dict[Shape, str] = {  # what the four numbers of a box may be, for messages
+    "corners": "corners",
+    "origin": "left, top, width, height",
+    "centre": "centre, width, height",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +65,7 @@ class FoundRows:
 @dataclass(frozen=True, kw_only=True)
 class Found:
     format: str  # "coco", "voc" …
+    shape: Shape  # how the file writes a box
     root: Path
     classes: tuple[str, ...]  # in label order
     splits: dict[str, list[FoundImage]]

@@ -41,7 +41,14 @@ def read_voc(plan: VocPlan) -> Found:
         raise DataError(
             f"No XML file of {listed(map(str, _xml_folders(plan)))} has an object, so there are no classes."
         )
-    return Found(format="voc", root=plan.root, classes=tuple(sorted(classes.names)), splits=found, defects=defects)
+    return Found(
+        format="voc",
+        shape="corners",
+        root=plan.root,
+        classes=tuple(sorted(classes.names)),
+        splits=found,
+        defects=defects,
+    )
 
 
 def _xml_folders(plan: VocPlan) -> list[Path]:

@@ -72,7 +72,9 @@ def read_yolo(plan: YoloPlan) -> Found:
             )
         splits[split] = list(images.values())
         defects += _orphans(plan, split, used.keys())
-    return Found(format="yolo", root=plan.root, classes=names, splits=splits, defects=defects, notes=notes)
+    return Found(
+        format="yolo", shape="centre", root=plan.root, classes=names, splits=splits, defects=defects, notes=notes
+    )
 
 
 def _without_labels(plan: YoloPlan, files: dict[str, list]) -> list[Defect]:

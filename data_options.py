@@ -30,7 +30,7 @@ class DataOptions:
     """Folder of its images."""
     split_by: Regex = None
     """Where a val split is made: images in whose names (paths in the data set) this regular expression finds the same
-    (its groups, if it has any) stay together, as in '^patient\\d+'. Of splits that exist, it says which divide them."""
+    (its groups, if it has any) stay together, as in 'patient\\d+'. Of splits that exist, it says which divide them."""
     splits: Place = None
     """What says which image is in which split: a JSON file {split: [names]} such as every run keeps (data/splits.json),
     a CSV file with the columns name and split, or a folder of train.txt, val.txt, test.txt."""

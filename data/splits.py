@@ -24,7 +24,7 @@ MADE_RULE = (
     "(Roboflow's versions of one photo, and images that look alike, stay together)"
 )
 GROUPS_RULE = (
-    "val was split off by us: the groups of --split-by {} whose sha256 is in its lowest 20 % "
+    "val was split off by us: the groups of --split-by {} whose sha256 is in its lowest 20 %, {} "
     "(images that look alike stay together)"
 )
 ROBOFLOW_VERSION = re.compile(r"\.rf\.[0-9a-zA-Z]{16,}(?=\.)")
@@ -45,17 +45,24 @@ def complete_splits(
         return named, [replace(each, split=split_of.get(each.file, each.split)) for each in kept], rule
     if not splits.get("train"):
         raise DataError(f"{path} has no images to train on; its splits: {', '.join(splits) or 'none'}.")
-    group_of = _group_finder(options.split_by)
+    group_of = _group_finder(options.split_by, [image.name for images in splits.values() for image in images])
     if "val" in splits:
         return splits, defects + (_divided_groups(splits, group_of) if options.split_by else []), OWN_RULE
     made = _made(path, splits["train"], scans, group_of, by_images=bool(options.split_by))
     others = {split: images for split, images in splits.items() if split != "train"}
     in_val = {image.name for image in made["val"]}
     moved = [replace(each, split="val") if each.split == "train" and each.file in in_val else each for each in defects]
-    return made | others, moved, GROUPS_RULE.format(options.split_by) if options.split_by else MADE_RULE
+    return made | others, moved, _groups_rule(options.split_by, made, group_of) if options.split_by else MADE_RULE
 
 
-def _group_finder(split_by: str | None) -> Callable[[str], str]:
+def _groups_rule(split_by: str, made: Splits, group_of: Callable[[str], str]) -> str:
+    groups = {split: len({group_of(image.name) for image in images}) for split, images in made.items()}
+    told = " and ".join(f"{count} of {split}'s {len(made[split])} images" for split, count in groups.items())
+    alone = sum(groups.values()) == sum(map(len, made.values()))
+    return GROUPS_RULE.format(split_by, told + alone * ": every image is a group of its own")
+
+
+def _group_finder(split_by: str | None, names: Sequence[str]) -> Callable[[str], str]:
     """A function from an image's name to what it must not be parted from: its photo, or its group of --split-by."""
     if split_by is None:
         return lambda name: ROBOFLOW_VERSION.sub("", name.rpartition("/")[2])
@@ -63,17 +70,35 @@ def _group_finder(split_by: str | None) -> Callable[[str], str]:
         pattern = re.compile(split_by)
     except re.error as error:
         raise DataError(f"--split-by {shlex.quote(split_by)} is no regular expression: {error}") from error
+    without = [name for name in names if not pattern.search(ROBOFLOW_VERSION.sub("", name))]
+    if without:
+        raise DataError(_without_group(pattern, without, names))
 
     def group_of(name: str) -> str:
         match = pattern.search(ROBOFLOW_VERSION.sub("", name))
-        if match is None:
-            raise DataError(
-                f"--split-by {shlex.quote(split_by)} finds nothing in {name!r}. Every image needs a group: "
-                f"to let others be groups of their own, write --split-by {shlex.quote(split_by + '|.*')}"
-            )
         return "\0".join(group or "" for group in match.groups()) if match.groups() else match[0]
 
     return group_of
+
+
+def _without_group(pattern: re.Pattern, without: Sequence[str], names: Sequence[str]) -> str:
+    """What to do about names in which --split-by finds nothing."""
+
+    def flag(expression: str) -> str:
+        return f"--split-by {shlex.quote(expression)}"
+
+    text = (
+        f"{flag(pattern.pattern)} finds nothing in {without[0]!r}, as in {len(without)} of the {len(names)} images. "
+        "It looks in an image's path in the data set, and every image needs a group."
+    )
+    floating = pattern.pattern.removeprefix("^")
+    if floating != pattern.pattern and all(re.search(floating, name) for name in names):
+        return f"{text} Without ^, which is where the path begins, it finds one in all: {flag(floating)}"
+    if len(without) < len(names) and not pattern.groups:
+        # Not `…|.*`, which finds all of a name that begins otherwise, though the expression is in it.
+        alone = f"{pattern.pattern}|^(?!.*(?:{pattern.pattern})).*"
+        return f"{text} To let each of the others be a group of its own: {flag(alone)}"
+    return f"{text} Mend the expression."
 
 
 def _divided_groups(splits: Splits, group_of: Callable[[str], str]) -> list[Defect]:

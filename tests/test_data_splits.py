@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -90,10 +91,26 @@ def test_a_group_is_what_the_parentheses_find():
     names = ["a_x_1.jpg", "a_y_1.jpg", "b_x_2.jpg", "b_y_2.jpg", "c_x_3.jpg", "d_x_4.jpg"]
     made = made_split(names, split_by=r"^(.)_._(.)")
     assert made["a_x_1.jpg"] == made["a_y_1.jpg"] and made["b_x_2.jpg"] == made["b_y_2.jpg"]
-    with pytest.raises(DataError, match=r"finds nothing in 'c_x_3.jpg'.*write --split-by '\^\[ab\]\|\.\*'"):
-        made_split(names, split_by="^[ab]")
+    with pytest.raises(DataError, match=r"finds nothing in 'c_x_3.jpg', as in 2 of the 6 images.*of its own: ") as told:
+        made_split(names, split_by="[ab]_")
+    alone = shlex.split(str(told.value).rpartition("--split-by ")[2])[0]
+    made = made_split(["x/" + name for name in names], split_by=alone)
+    assert made["x/a_x_1.jpg"] == made["x/a_y_1.jpg"] and made["x/b_x_2.jpg"] == made["x/b_y_2.jpg"]
+    with pytest.raises(DataError, match=r"Without \^, which is where the path begins, .*: --split-by '\[abcd\]_'"):
+        made_split(["x/" + name for name in names], split_by="^[abcd]_")
+    with pytest.raises(DataError, match=r"as in 6 of the 6 images.* Mend the expression"):
+        made_split(names, split_by="patient")
     with pytest.raises(DataError, match="is no regular expression"):
         made_split(names, split_by="(")
+
+
+def test_how_many_groups_there_are_is_said(tmp_path):
+    write_one_json(tmp_path, [f"v{number // 2}_{number % 2}.jpg" for number in range(8)])
+    rule = open_data(tmp_path, DataOptions(split_by=r"v\d")).split_rule
+    counts = [int(number) for number in re.findall(r"(\d+) of (?:train|val)'s", rule)]
+    assert sum(counts) == 4 and "a group of its own" not in rule
+    rule = open_data(tmp_path, DataOptions(split_by=".*")).split_rule
+    assert ": every image is a group of its own (" in rule
 
 
 def write_one_json(root, names):

@@ -37,6 +37,8 @@ class CheckConfig(DataOptions):
             raise commandline.ConfigError("Which data? Give a folder or a file: python check_data.py PATH")
         if self.augmentation is not None and self.preview is None:
             raise commandline.ConfigError("--augmentation is shown by --preview FILE: give both")
+        if self.export is not None and self.export[0] != "coco":
+            raise commandline.ConfigError(f"--export writes coco, not {self.export[0]}: --export coco FILE.json")
 
 
 def main(config: CheckConfig) -> dict[str, Any]:

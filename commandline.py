@@ -5,7 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 try:
     import tyro
@@ -35,7 +35,7 @@ Size = Annotated[str | None, tyro.conf.arg(metavar="SIZE", help_behavior_hint=""
 Runs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[RUN …]", help_behavior_hint="")]
 Registered = Annotated[str | None, tyro.conf.arg(metavar="NAME@ALIAS", help_behavior_hint="")]
 Data = Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")]
-Export = Annotated[tuple[Literal["coco"], Path] | None, tyro.conf.arg(metavar="coco PATH", help_behavior_hint="")]
+Export = Annotated[tuple[str, Path] | None, tyro.conf.arg(metavar="coco PATH", help_behavior_hint="")]
 Uri = Annotated[str | None, tyro.conf.arg(metavar="URI", help_behavior_hint="")]
 Classes = Annotated[str | None, tyro.conf.arg(metavar="coco|FILE", help_behavior_hint="")]
 Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE …", help_behavior_hint="")]

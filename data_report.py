@@ -117,9 +117,8 @@ def _sizes(sizes: Sequence[dict[str, int]]) -> str:
     shown = [f"{one['width']}×{one['height']}" for one in sizes[:3]]
     if len(sizes) == 1:
         return f"all images are {shown[0]} pixels"
-    least = min(sizes, key=lambda one: one["width"] * one["height"])
-    most = max(sizes, key=lambda one: one["width"] * one["height"])
-    ends = "{}×{} to {}×{} pixels".format(*(one[side] for one in (least, most) for side in ("width", "height")))
+    by_area = sorted((one["width"] * one["height"], one["width"], one["height"]) for one in sizes)
+    ends = "{}×{} to {}×{} pixels".format(*by_area[0][1:], *by_area[-1][1:])
     return f"images: {len(sizes)} sizes, {ends}; the commonest {', '.join(shown)}"
 
 

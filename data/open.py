@@ -15,6 +15,7 @@ from data.readers.given_files import existing, read_given
 from data.readers.layout import listed
 from data.readers.recognise import read_path
 from data.records import DataError, Defect, DetectionData
+from data.split_file import usual_order
 from data.splits import complete_splits
 from data.survey import boxes_by_class
 from data_options import DataOptions
@@ -60,7 +61,7 @@ def open_data(
     else:
         parts, defects, rule = complete_splits(path, found.splits, found.defects, scans, options)
     splits = {}
-    for split, images in parts.items():
+    for split, images in sorted(parts.items(), key=lambda part: usual_order(part[0])):
         splits[split], more = checked_records(split, images, found.classes, scans, options, found.shape)
         defects += more
     if path.is_dir() and not given and not options.splits:

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from data.readers.found import FoundImage
-from data.readers.layout import SPLIT_NAMES
+from data.readers.layout import SPLIT_NAMES, listed
+from data.readers.rows import read_text
 from data.records import DataError
 
 NAME_COLUMNS = ("name", "image", "filename", "file_name", "file", "path", "image_path")
@@ -28,13 +29,20 @@ def assigned(
 ) -> tuple[dict[str, list[FoundImage]], str]:
     """(the images of `splits` as `file` distributes them, the rule in words); what it does not name is left out."""
     images = _by_name(data, splits)
-    find = _Finder(file, data, images)
-    split_of = {}
+    find = _Finder(file, images)
+    split_of, unknown = {}, []
     for split, name in _entries(file):
         image = find(name)
+        if image is None:
+            unknown.append(name)
+            continue
         before = split_of.setdefault(image.name, split)
         if before != split:
             raise DataError(f"{file} has {image.name} in two splits, {before!r} and {split!r}. Leave it in one.")
+    if unknown:
+        told = f"{len(unknown)} that are no images" if len(unknown) > 1 else "no image"
+        like = next(iter(images), "none")
+        raise DataError(f"{file} names {told} of {data}: {listed(unknown)}. Its images are called like {like}")
     named = {split: [] for split in sorted(set(split_of.values()), key=usual_order)}
     for name, split in split_of.items():
         named[split].append(images[name])
@@ -65,8 +73,8 @@ def _by_name(data: Path, splits: Mapping[str, Sequence[FoundImage]]) -> dict[str
 class _Finder:
     """From a name in the file to the image that it means."""
 
-    def __init__(self, file: Path, data: Path, images: Mapping[str, FoundImage]):
-        self.file, self.data, self.images = file, data, images
+    def __init__(self, file: Path, images: Mapping[str, FoundImage]):
+        self.file, self.images = file, images
         self.by_path = {str(image.path): image for image in images.values() if image.path is not None}
         self.by_short_name: dict[str, list[FoundImage]] = {}
         for name, image in images.items():
@@ -74,7 +82,7 @@ class _Finder:
             for short in {path.name, path.stem}:
                 self.by_short_name.setdefault(short, []).append(image)
 
-    def __call__(self, name: str) -> FoundImage:
+    def __call__(self, name: str) -> FoundImage | None:
         plain = name.replace("\\", "/").removeprefix("./")
         if image := self.images.get(plain) or self.by_path.get(plain):
             return image
@@ -82,12 +90,7 @@ class _Finder:
         if len(found) > 1:
             several = ", ".join(image.name for image in found[:3])
             raise DataError(f"{self.file} names {name!r}, which may be any of {several}. Write their paths.")
-        if not found:
-            example = next(iter(self.images), "none")
-            raise DataError(
-                f"{self.file} names {name!r}, which is no image of {self.data}. Its images are called like {example}"
-            )
-        return found[0]
+        return found[0] if found else None
 
 
 def _entries(file: Path) -> Iterator[tuple[str, str]]:
@@ -113,9 +116,9 @@ def _entries(file: Path) -> Iterator[tuple[str, str]]:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return read_text(file)
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
+        raise DataError(f"{file} cannot be read as UTF-8 text: {error}") from error
 
 
 def _of_json(file: Path) -> Iterator[tuple[str, str]]:

@@ -52,7 +52,7 @@ def test_json_has_the_numbers_and_every_defect(folder, run_script):
         "split": "train",
         "file": "train2017/b.jpg",
         "object": "annotation 9 (cat)",
-        "detail": "the box [4, 4, 4, 13] is 0×9 pixels",
+        "detail": "the box from (4, 4) to (4, 13) is 0×9 pixels",
         "action": "box dropped",
     }
     assert report["fingerprint"] == open_data(folder).fingerprint
@@ -65,7 +65,7 @@ def test_the_report_for_people_counts_a_flood_and_names_its_first(folder, run_sc
     said = run_script("check_data.py", mistaken(folder, *[(2, 1, [4, 4, 0, 9])] * 7)).stdout
     assert "train       3                1      3" in said
     assert "warning: 7 box-no-size (box dropped)\n    train: train2017/b.jpg, annotation 3 (cat)" in said
-    assert said.count("the box [4, 4, 4, 13]") == 5 and "… and 2 more" in said
+    assert said.count("the box from (4, 4) to (4, 13)") == 5 and "… and 2 more" in said
     assert "all images are 40×30 pixels" in said
 
 
@@ -83,7 +83,7 @@ def test_exit_codes(folder, tmp_path, run_script):
 
 def test_training_refuses_what_on_defect_fail_names(folder, refused):
     said = refused(2, "train.py", "--data", mistaken(folder, (2, 1, [30, 20, 20, 5])), "--on-defect", "fail")
-    assert "1 box-over-edge: train: train2017/b.jpg, annotation 3 (cat): the box [30, 20, 50, 25]" in said
+    assert "1 box-over-edge: train: train2017/b.jpg, annotation 3 (cat): the box from (30, 20) to (50, 25)" in said
 
 
 def test_output_and_export(folder, tmp_path, run_script):
@@ -91,7 +91,7 @@ def test_output_and_export(folder, tmp_path, run_script):
     mistaken(folder, *[(2, 1, [4, 4, 0, 9])] * 7)
     ended = run_script("check_data.py", folder, "--output", to, "--export", "coco", tmp_path / "out" / "all.json")
     assert ended.returncode == 0, ended.stderr
-    assert (to / "report.md").read_text().count("the box [4, 4, 4, 13]") == 7
+    assert (to / "report.md").read_text().count("the box from (4, 4) to (4, 13)") == 7
     assert len(of_kind(json.loads((to / "report.json").read_text()), "box-no-size")) == 7
     with Image.open(to / "survey.png") as picture:
         assert min(picture.size) > 600
@@ -99,6 +99,8 @@ def test_output_and_export(folder, tmp_path, run_script):
     assert len(exported["annotations"]) == 3
     ended = run_script("check_data.py", folder, "--on-defect", "fail", "--export", "coco", tmp_path / "no" / "all.json")
     assert ended.returncode == 2 and "Not exported" in ended.stderr and not (tmp_path / "no").exists()
+    ended = run_script("check_data.py", folder, "--export", "yolo", tmp_path / "no")
+    assert ended.returncode == 2 and "--export writes coco, not yolo" in ended.stderr
 
 
 def test_preview(folder, tmp_path, run_script):

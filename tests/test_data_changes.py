@@ -66,15 +66,15 @@ def test_the_splits_of_a_run_are_its_artifact_and_make_the_same_data_again(train
 
 def test_what_differs_is_said_by_split_and_image(checkpoint, store, folder):
     assert (
-        changes.of_data(checkpoint, open_data(folder), store) == "train is the same, test is the same, val is the same"
+        changes.of_data(checkpoint, open_data(folder), store) == "train is the same, val is the same, test is the same"
     )
     spoil(folder)
     data = open_data(folder)
     assert changes.of_data(checkpoint, data, store) == (
         "train differs (images: 1 gone, such as train/00000.png; 1 with other content, such as train/00001.png), "
-        "test differs (the same images, otherwise annotated), val differs (images: 1 more, such as val/moved.png)"
+        "val differs (images: 1 more, such as val/moved.png), test differs (the same images, otherwise annotated)"
     )
-    assert changes.of_data(checkpoint, data, None) == "train differs, test differs, val differs"
+    assert changes.of_data(checkpoint, data, None) == "train differs, val differs, test differs"
 
 
 def test_an_evaluation_says_what_flatters_its_score(checkpoint, store, folder):

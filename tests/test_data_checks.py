@@ -55,7 +55,7 @@ def test_what_is_outside_is_clipped_and_what_is_no_box_dropped():
         ("box-over-edge", "object 2", "box clipped"),
     ]
     assert {defect.severity for defect in defects} == {"warning"}
-    assert defects[3].detail == "the box [350, 10, 420, 60] leaves the 400×300 image by 20 pixels"
+    assert defects[3].detail == "the box from (350, 10) to (420, 60) leaves the 400×300 image by 20 pixels"
 
 
 def test_on_defect_drop_takes_boxes_that_leave_the_image_too_but_not_for_rounding():
@@ -151,6 +151,9 @@ def test_a_label_is_suspect_where_the_size_is_another_classes():
 def test_sizes_of_images():
     (record,), (defect,) = checked(image_of(FINE, declared=(300, 400)))
     assert (defect.kind, defect.severity, record.width) == ("size-differs", "error", 400) and "EXIF" in defect.detail
+    (halved,) = checked(image_of(FINE, declared=(801, 600)))[1]
+    assert "(was it resized? Then multiply its boxes, width and height by 0.4994)" in halved.detail
+    assert "resized" not in checked(image_of(FINE, declared=(800, 500)))[1][0].detail
     assert [d.kind for d in checked(image_of(FINE), size=(8000, 7000))[1]] == ["image-huge"]
     assert [d.kind for d in checked(image_of(FINE), size=(4000, 60))[1]] == ["image-elongated"]
 
@@ -181,6 +184,17 @@ def test_what_is_unusual_of_files_is_noted_with_what_becomes_of_it(tmp_path):
         ("turned.jpg", "exif-turned", "turned as viewers show it"),
         ("odd.jpg", "exif-invalid", "not turned"),
     }
+
+
+def test_twelve_bits_in_a_file_of_sixteen_are_told_as_almost_black(tmp_path):
+    photo = np.asarray(Image.effect_noise((40, 30), 80)).astype(np.uint16)
+    for split, bits in (("train", 4), ("val", 8)):
+        write_coco(tmp_path, {split: coco([(1, f"{split}.png")])})
+        Image.fromarray(photo << bits).save(tmp_path / f"{split}2017" / f"{split}.png")
+    for _ in ("scanned", "known from the cache"):
+        (dark,) = [d for d in open_data(tmp_path).defects if d.kind == "image-dark"]
+        assert (dark.severity, dark.file) == ("warning", "train2017/train.png")
+        assert f"is {photo.max() >> 4} of 255" in dark.detail and "hold 12 or fewer" in dark.detail
 
 
 def orientation(value):

@@ -145,6 +145,21 @@ def test_splits_by_column_by_name_and_by_folder(tmp_path):
         open_data(tmp_path / "four")
 
 
+def test_images_without_a_split_are_train_and_counted(tmp_path):
+    write_csv(
+        tmp_path, "split,image,x1,y1,x2,y2,class\n,a.jpg,1,2,11,7,cat\n,a.jpg,1,2,9,7,cat\nval,b.jpg,0,0,40,30,dog\n"
+    )
+    data = open_data(tmp_path)
+    assert {split: len(records) for split, records in data.splits.items()} == {"train": 1, "val": 1}
+    assert "boxes.csv: 1 images have no split there, and are train" in data.notes
+
+
+def test_excels_unicode_text_is_read(tmp_path):
+    text = "image\tx1\ty1\tx2\ty2\tclass\na.jpg\t1\t2\t11\t7\tcat\nb.jpg\t0\t0\t40\t30\tdog\n"
+    write_csv(tmp_path, text, name="boxes.tsv", encoding="utf-16")
+    assert found(open_data(tmp_path)) == TWO
+
+
 def test_a_classes_csv_numbers_the_classes_and_others_are_refused(tmp_path):
     write_csv(tmp_path, "a.jpg,1,2,11,7,dog\nb.jpg,1,2,11,7,cat\n")
     (tmp_path / "classes.csv").write_text("dog,0\ncat,1\ncow,2\n")
@@ -210,15 +225,18 @@ def test_images_are_found_by_tail_and_name_but_never_one_of_two(tmp_path):
     write_image(tmp_path / "x" / "a.jpeg")
     assert found(open_data(tmp_path)).keys() == {"a.jpeg", "c.PNG"}
     write_image(tmp_path / "z" / "c.png")
-    with pytest.raises(DataError, match=r"1 image-missing: .*: c: there is no such file"):
+    with pytest.raises(
+        DataError,
+        match=r"1 image-missing: .*: c: there is no such file in .*; which of .*x/y/c\.PNG, .*z/c\.png is it\?",
+    ):
         open_data(tmp_path)
 
 
 def test_what_is_no_table_of_boxes_says_so(tmp_path):
     write_csv(tmp_path, "when,what\n1,2\n", images=[])
-    with pytest.raises(DataError, match=r"columns of .*boxes\.csv are not known; name them: image, xmin"):
+    with pytest.raises(DataError, match=r"boxes\.csv names no columns .*first line is 'when,what'\. .*: image,xmin"):
         open_data(tmp_path)
-    with pytest.raises(DataError, match="has no columns of an image and a box"):
+    with pytest.raises(DataError, match="names no columns of an image and a box"):
         open_data(tmp_path / "boxes.csv")
     write_csv(tmp_path, "image,xmin,ymin,xmax,ymax,class\na.jpg,,,,,\n", images=["a"])
     with pytest.raises(DataError, match="no row has a box with a class"):
@@ -248,7 +266,7 @@ def test_fractions_are_decided_table_by_table(tmp_path):
 
 def test_the_four_corners_of_a_quadrilateral_are_not_two(tmp_path):
     write_csv(tmp_path, "image,x1,y1,x2,y2,x3,y3,x4,y4,class\na.jpg,2,1,8,3,7,7,1,5,cat\nb.jpg,2,1,8,3,7,7,1,5,cat\n")
-    with pytest.raises(DataError, match=r"columns of .* are not known"):
+    with pytest.raises(DataError, match="names no columns of an image and a box"):
         open_data(tmp_path)
 
 

@@ -100,7 +100,7 @@ def test_voc_by_folders_of_splits(tmp_path, layout):
         images = tmp_path / (f"images/{split}" if layout.startswith("Ann") else split)
         write_image(images / "a.jpg", (40, 30 + len(split)))
     data = open_data(tmp_path)
-    assert list(data.splits) == ["test", "train", "val"]
+    assert list(data.splits) == ["train", "val", "test"]
     heights = {split: records[0].height for split, records in data.splits.items()}
     assert heights == {"test": 34, "train": 35, "val": 35}
     assert data.records("val")[0].path.parent.name == "valid"

@@ -197,7 +197,8 @@ def test_a_file_says_which_image_is_in_which_split(tmp_path, form):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"train": ["a.jpg"], "val": ["x.jpg"]}, r"names 'x\.jpg', which is no image .* called like"),
+        ({"train": ["a.jpg"], "val": ["x.jpg"]}, r"names no image of .*: x\.jpg\. Its images are called like"),
+        ({"train": ["y.jpg"], "val": ["x.jpg"]}, r"names 2 that are no images of .*: y\.jpg, x\.jpg\. Its"),
         ({"train": ["a.jpg"], "val": ["b.jpg", "JPEGImages/a.jpg"]}, r"has JPEGImages/a\.jpg in two splits"),
         ({"train": ["a.jpg"]}, "names no image of val"),
         ({"train": "a.jpg"}, "is not of the form"),

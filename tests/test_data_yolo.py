@@ -158,7 +158,11 @@ def test_key_points_follow_the_box(tmp_path):
         ("0 0.1 0.2 0.9 0.2 0.9 0.8 0.4", "row-malformed", "has 8 numbers"),
         ("0,0.5,0.5,0.5,0.2", "row-malformed", "'0,0.5,0.5,0.5,0.2' is no number"),
         ("cat 0.5 0.5 0.5 0.2", "row-malformed", "'cat' is no number"),
-        ("2 0.5 0.5 0.5 0.2", "unknown-class", "class 2 is not among the 2 classes, numbered 0 to 1"),
+        (
+            "2 0.5 0.5 0.5 0.2",
+            "unknown-class",
+            r"class 2 is not among the 2 classes, numbered 0 to 1 \(YOLO counts from 0",
+        ),
         ("-1 0.5 0.5 0.5 0.2", "unknown-class", "class -1"),
         ("0.5 0.5 0.5 0.5 0.2", "unknown-class", "class 0.5"),
         ("0 20 15 20 6", "coordinates-in-pixels", "has pixels, where fractions"),

@@ -97,7 +97,7 @@ def settle(boxes: Boxes, on_defect: str) -> tuple[Boxes, np.ndarray, list[Findin
 
 def _wrong_details(boxes: Boxes, over: np.ndarray) -> dict[str, Callable[[int], str]]:
     def written(number: int) -> str:
-        return "the box [" + ", ".join(f"{value:g}" for value in boxes.corners[number]) + "]"
+        return "the box from ({:g}, {:g}) to ({:g}, {:g})".format(*boxes.corners[number])
 
     def image(number: int) -> str:
         return "the {:g}×{:g} image".format(*boxes.size[number])

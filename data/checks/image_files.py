@@ -9,6 +9,7 @@ from data.records import Defect
 
 HUGE_PIXELS = 50e6
 LONGEST_TO_SHORTEST = 10  # resized to 1333 pixels on the longer side, such an image is 133 on the shorter
+DARK = 32  # of 255; sensors of 12 bits in files of 16 reach 15
 ORIENTATIONS = range(1, 9)  # of EXIF; 1 is upright
 
 # What becomes of each of data.images.KINDS before the detector sees it.
@@ -26,7 +27,7 @@ TREATED = {
 
 def image_defects(split: str, image: FoundImage, scan: ImageScan) -> list[Defect]:
     """Its size and what its header says."""
-    found = [*_size(image, scan), *(_header(scan.facts) if scan.facts is not None else ())]
+    found = [*_size(image, scan), *_brightness(scan), *(_header(scan.facts) if scan.facts is not None else ())]
     return [
         Defect(split=split, file=image.name, object=None, kind=kind, severity=severity, detail=detail, action=action)
         for kind, severity, detail, action in found
@@ -39,9 +40,12 @@ Told = Iterator[tuple[str, str, str, str]]  # kind, severity, detail, action
 def _size(image: FoundImage, scan: ImageScan) -> Told:
     size = width, height = scan.width, scan.height
     if image.declared_size not in (None, size):
-        detail = "annotated as {}×{}, but the file shows {}×{} pixels".format(*image.declared_size, *size)
-        if image.declared_size == size[::-1]:
+        declared = image.declared_size
+        detail = "annotated as {}×{}, but the file shows {}×{} pixels".format(*declared, *size)
+        if declared == size[::-1]:
             detail += " (annotated on the unrotated image? Its EXIF orientation turns it)"
+        elif abs(declared[0] * height - declared[1] * width) <= max(*declared, *size):  # of one shape
+            detail += f" (was it resized? Then multiply its boxes, width and height by {width / declared[0]:.4g})"
         yield "size-differs", "error", detail, "the file's size is used; the boxes may be wrong"
     if width * height > HUGE_PIXELS:
         detail = f"{width}×{height} pixels, which take {3 * width * height / 1e6:.0f} MB in every loader"
@@ -49,6 +53,14 @@ def _size(image: FoundImage, scan: ImageScan) -> Told:
     if max(size) > LONGEST_TO_SHORTEST * min(size):
         detail = f"{width}×{height} pixels: made to fit the detector, its shorter side almost vanishes"
         yield "image-elongated", "warning", detail, "image kept"
+
+
+def _brightness(scan: ImageScan) -> Told:
+    if scan.brightest < DARK:
+        detail = f"its brightest pixel is {scan.brightest} of 255, so the detector sees it almost black"
+        if scan.facts is not None and "16-bit" in scan.facts.kinds:
+            detail += " (do its 16 bits hold 12 or fewer? Then stretch them to 16 in the file)"
+        yield "image-dark", "warning", detail, "image kept"
 
 
 def _header(facts: ImageFacts) -> Told:

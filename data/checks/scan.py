@@ -55,7 +55,12 @@ def _scan(path: Path) -> ImageScan:
         return ImageScan(width=0, height=0, sha256="", error=str(error))
     height, width = pixels.shape[:2]
     return ImageScan(
-        width=width, height=height, sha256=hashlib.sha256(content).hexdigest(), look=look_of(pixels), facts=facts
+        width=width,
+        height=height,
+        sha256=hashlib.sha256(content).hexdigest(),
+        brightest=int(pixels.max()),
+        look=look_of(pixels),
+        facts=facts,
     )
 
 

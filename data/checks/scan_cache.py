@@ -20,13 +20,13 @@ from data.images import ImageFacts
 from progress import say
 
 FOLDER = Path(__file__).resolve().parents[1] / ".cache"
-FORMAT = 1  # raise it when a scan sees anything otherwise than before: pixels, looks, facts
+FORMAT = 2  # raise it when a scan sees anything otherwise than before: pixels, looks, facts
 SETTLED_SECONDS = 2.0
 LOOK_BYTES = 40
 ROW = np.dtype(
     [
         *(("size", "<i8"), ("mtime_ns", "<i8"), ("width", "<i4"), ("height", "<i4")),
-        *(("sha256", "V32"), ("look", f"V{LOOK_BYTES}"), ("facts", "<i4")),
+        *(("sha256", "V32"), ("look", f"V{LOOK_BYTES}"), ("brightest", "u1"), ("facts", "<i4")),
     ]
 )
 NO_LOOK = bytes(LOOK_BYTES)
@@ -42,6 +42,7 @@ class ImageScan:
     height: int
     sha256: str  # of the file
     error: str | None = None  # why it cannot be read; all else means nothing then
+    brightest: int = 255  # of all channels, in 8 bits as training sees them
     look: bytes | None = None  # perceptual hashes, LOOK_BYTES; None: of one colour, like any number of others
     facts: ImageFacts | None = None  # of the file's header
 
@@ -71,9 +72,15 @@ class ScanCache:
         row = self.rows.get(self._name(path))
         if row is None or row[:2] != stamp:
             return None
-        _, _, width, height, sha256, look, facts = row
-        look = None if look == NO_LOOK else look
-        return ImageScan(width=width, height=height, sha256=sha256.hex(), look=look, facts=self.facts[facts])
+        _, _, width, height, sha256, look, brightest, facts = row
+        return ImageScan(
+            width=width,
+            height=height,
+            sha256=sha256.hex(),
+            brightest=brightest,
+            look=None if look == NO_LOOK else look,
+            facts=self.facts[facts],
+        )
 
     def keep(self, scans: Mapping[Path, tuple[Stamp, ImageScan]]) -> None:
         """Write {path: (its stamp before it was read, what was seen)} beside what is kept of other files."""
@@ -86,7 +93,7 @@ class ScanCache:
             if repr(scan.facts) not in numbers:
                 numbers[repr(scan.facts)] = len(self.facts)
                 self.facts.append(scan.facts)
-            seen = (scan.width, scan.height, bytes.fromhex(scan.sha256), scan.look or NO_LOOK)
+            seen = (scan.width, scan.height, bytes.fromhex(scan.sha256), scan.look or NO_LOOK, scan.brightest)
             self.rows[self._name(path)] = (*stamp, *seen, numbers[repr(scan.facts)])
             changed = True
         if changed:

@@ -141,7 +141,13 @@ def _found_images(
         listed_names[name] = image_id
         objects = Objects(annotations, rows.pop(image_id, NO_ROWS), class_names)
         images.append(
-            FoundImage(name=name, path=path, declared_size=_size(image), objects=objects, looked_in=str(locate))
+            FoundImage(
+                name=name,
+                path=path,
+                declared_size=_size(image),
+                objects=objects,
+                looked_in="" if path else locate.where(file_name),
+            )
         )
     return images, defects + _orphans(file, content, rows, names)
 

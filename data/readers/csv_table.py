@@ -12,11 +12,12 @@ from data.readers.csv_columns import Columns, understand
 from data.readers.found import Found, FoundImage, FoundRows, defect_of
 from data.readers.layout import SPLIT_NAMES, listed, one_of_several, split_in, split_of_folder
 from data.readers.locate import ImageFolders, folders_in, relative_name
-from data.readers.rows import FRACTION_LIMIT, BadRow, is_number, shown
+from data.readers.rows import FRACTION_LIMIT, BadRow, encoding_of, is_number, shown
 from data.records import DataError, Defect
 
 DELIMITERS = ",;\t|"
 IMAGE_FOLDERS = ("images", "JPEGImages", "imgs", "img")
+UNASSIGNED = ("", "unassigned")  # AutoML's word
 NUMBER = re.compile(r"[^\s,;()\[\]]+")
 
 
@@ -78,7 +79,7 @@ def _tables(folder: Path) -> list[Path]:
 
 
 def _columns(path: Path) -> Columns | None:
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+    with path.open(encoding=encoding_of(path), errors="replace", newline="") as file:
         first = next((line for line in file if line.strip()), "")
     return understand(next(csv.reader([first], delimiter=_delimiter(first)), []))
 
@@ -104,6 +105,7 @@ class _Table:
     columns: Columns
     images: dict[str, _Image] = field(default_factory=dict)
     defects: list[Defect] = field(default_factory=list)
+    unassigned: int = 0  # images without a word in the column of splits
     largest: array = field(default_factory=lambda: array("d"))  # of each box
 
 
@@ -123,6 +125,8 @@ def read_csv(plan: CsvPlan) -> Found:
     for table in tables:
         normalised = bool(table.largest) and median(table.largest) <= FRACTION_LIMIT
         notes.append(f"{table.file.path.name}: {table.columns.describe()}" + normalised * ", in fractions of the image")
+        if table.unassigned:
+            notes.append(f"{table.file.path.name}: {table.unassigned} images have no split there, and are train")
         defects += table.defects
         found = _found_images(plan, table, normalised)
         for split, images, more in found:
@@ -151,7 +155,7 @@ def _classes_file(plan: CsvPlan) -> list[str] | None:
     path = next((path for path in _beside(plan, "classes.csv", "class_names.csv") if path.is_file()), None)
     if path is None:
         return None
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open(encoding=encoding_of(path), newline="") as file:
         rows = [row for row in csv.reader(file) if len(row) == 2 and row[1].strip().isdigit()]
     return [name.strip() for name, _ in sorted(rows, key=lambda row: int(row[1]))] or None
 
@@ -164,7 +168,7 @@ def _beside(plan: CsvPlan, *names: str) -> Iterator[Path]:
 def _read(file: CsvFile, names: list[str], index_of: dict[str, int], *, is_open: bool) -> _Table:
     columns = _columns(file.path)
     if columns is None:
-        raise DataError(f"{file.path} has no columns of an image and a box that are known. {WANTED}")
+        raise DataError(f"{file.path} {wanted_columns(file.path)}")
     table = _Table(file=file, columns=columns)
     try:
         for line, row in _rows(file.path, columns):
@@ -174,12 +178,19 @@ def _read(file: CsvFile, names: list[str], index_of: dict[str, int], *, is_open:
     return table
 
 
-WANTED = "Name them, say: image, xmin, ymin, xmax, ymax, class"
+def wanted_columns(path: Path) -> str:
+    """What is wrong with the first line of a table whose columns are not known."""
+    with path.open(encoding=encoding_of(path), errors="replace", newline="") as file:
+        first = next((line.strip() for line in file if line.strip()), "")
+    return (
+        f"names no columns of an image and a box that are known. Its first line is {shown([first], '')}. "
+        "Is that a box already? Put a line above it that names the columns: image,xmin,ymin,xmax,ymax,class"
+    )
 
 
 def _rows(path: Path, columns: Columns) -> Iterator[tuple[int, list[str]]]:
     """(number of the line, fields) of each row behind the header."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open(encoding=encoding_of(path), newline="") as file:
         first = next(line for line in file if line.strip())
         delimiter = _delimiter(first)
         file.seek(0)
@@ -209,6 +220,7 @@ def _add(
         if image is None:
             rows = FoundRows(names, f"{file.path.name} line")
             image = table.images[name] = _Image(rows, line, split, _size(row, columns))
+            table.unassigned += columns.split is not None and _field(row, columns.split).lower() in UNASSIGNED
         elif image.split != split:
             raise BadRow("row-in-other-split", f"{name} is in {split!r} here, and in {image.split!r} before")
         box = _box(row, columns)
@@ -234,7 +246,7 @@ def _field(row: Sequence[str], place: int) -> str:
 
 def _split(row: Sequence[str], columns: Columns) -> str:
     word = "" if columns.split is None else _field(row, columns.split).lower()
-    if word in ("", "unassigned"):
+    if word in UNASSIGNED:
         return "train"
     if word not in SPLIT_NAMES:
         raise BadRow("split-unknown", f"{word!r} is none of train, val and test")
@@ -294,7 +306,7 @@ def _found_images(
             path=path,
             declared_size=image.size,
             objects=image.rows,
-            looked_in=str(locate),
+            looked_in="" if path else locate.where(written),
             normalised=normalised,
         )
         yield image.split, [found], defects

@@ -6,7 +6,7 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from data.images import SUFFIXES
-from data.readers.layout import split_in
+from data.readers.layout import listed, split_in
 
 
 class ImageFolders:
@@ -45,6 +45,11 @@ class ImageFolders:
             likeliest = [path for path in likeliest if not self._is_of_another(path)]
         near = (path for folder in self.folders for path in likeliest if path.parent == folder)
         return likeliest[0] if len(likeliest) == 1 else next(near, None)
+
+    def where(self, name: str) -> str:
+        """Where a file that is not found was looked for, and which may be meant."""
+        alike = self._images.get(PurePosixPath(name.replace("\\", "/")).name.lower(), ()) if self._images else ()
+        return str(self) + (f"; which of {listed(map(str, alike))} is it?" if len(alike) > 1 else "")
 
     def _is_of_another(self, path: Path) -> bool:
         inside = path.relative_to(self.root).parts[:-1] if path.is_relative_to(self.root) else ()

@@ -8,7 +8,7 @@ from typing import Any
 
 from data.readers.coco import read_coco
 from data.readers.coco_files import coco_file, find_coco, may_be_coco, root_of_json
-from data.readers.csv_table import find_csv, plan_of_csv, read_csv
+from data.readers.csv_table import find_csv, plan_of_csv, read_csv, wanted_columns
 from data.readers.found import Found
 from data.readers.layout import listed
 from data.readers.locate import folders_in, images_under
@@ -153,7 +153,7 @@ def _guess(path: Path) -> str | None:
     if ".json" in by_kind and not may_be_coco(by_kind[".json"]):
         return f"{by_kind['.json']} has no 'images', so it is not COCO: export it as COCO."
     if ".csv" in by_kind:
-        return f"The columns of {by_kind['.csv']} are not known; name them: image, xmin, ymin, xmax, ymax, class."
+        return f"{by_kind['.csv']} {wanted_columns(by_kind['.csv'])}"
     if any(images_under(path)):
         return "There are images, but no annotations that are known."
     return None

@@ -132,7 +132,7 @@ class _Folder:
             path=path,
             declared_size=_declared_size(xml),
             objects=objects,
-            looked_in=str(self.images),
+            looked_in="" if path else self.images.where(file_name or xml_path.stem),
         )
         return image, defects
 

@@ -201,7 +201,8 @@ class _LabelReader:
         label, *values = map(float, words)
         if label not in self.index_of:  # 2.0 is class 2
             known = f"{len(self.names)} classes, numbered {min(self.index_of)} to {max(self.index_of)}"
-            raise BadRow("unknown-class", f"class {words[0]} is not among the {known}" if self.names else "no classes")
+            hint = " (YOLO counts from 0: do these files count from 1?)" if label == max(self.index_of) + 1 else ""
+            raise BadRow("unknown-class", f"class {words[0]} is not among the {known}{hint}")
         if len(values) == 4 or (self.has_keypoints and len(values) > 4):
             box = _corners(values[:4])
         elif len(values) == 5:

@@ -1,5 +1,6 @@
 """Defects of files, boxes and classes, each by name, and what --on-defect and --empty make of them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -308,6 +309,14 @@ def many_boxes(written, read, *, amodal=False):
 def test_boxes_that_were_meant_otherwise_are_refused_with_the_meaning(written, read, meaning):
     detail, action = implausible(many_boxes(written, read), read)
     assert f"; read as {meaning}, none would" in detail and action == REFUSED
+
+
+def test_percentages_are_told_from_boxes_in_one_corner():
+    boxes = many_boxes("corners", "corners")
+    percent = replace(boxes, corners=boxes.corners * 100 / np.tile(boxes.size, 2))
+    assert "are they percentages" in implausible(percent, "corners")[0]
+    assert implausible(replace(percent, corners=percent.corners * 0.9), "corners") is None
+    assert implausible(replace(percent, size=np.full((400, 2), 100.0)), "corners") is None
 
 
 @pytest.mark.parametrize("amodal", [False, True])

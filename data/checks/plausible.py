@@ -26,6 +26,8 @@ def implausible(boxes: Boxes, shape: Shape) -> tuple[str, str] | None:
         return None
     if np.count_nonzero(np.abs(corners).max(axis=1) <= FRACTION_LIMIT) > count / 2:
         return f"most of the {count} boxes lie within two pixels: are they fractions of the image, not pixels?", REFUSED
+    if _fills(corners, 100) and size.min() >= 2 * 100:
+        return f"all {count} boxes lie within 0 and 100 and fill that: are they percentages, not pixels?", REFUSED
     misfits = _misfits(corners, size)
     if misfits <= MANY * count:
         return None
@@ -38,6 +40,11 @@ def implausible(boxes: Boxes, shape: Shape) -> tuple[str, str] | None:
     if misfits > count / 2:
         return f"most of the {count} boxes leave their images: are they of images of another size?", ANYWAY
     return None
+
+
+def _fills(corners: np.ndarray, most: float) -> bool:
+    """Whether all coordinates are in 0..most, and come near to it to the right and below."""
+    return bool(corners.min() >= 0 and corners.max() <= most and (corners[:, 2:].max(axis=0) > 0.95 * most).all())
 
 
 def _other_readings(corners: np.ndarray, size: np.ndarray, shape: Shape) -> list[tuple[int, str]]:

@@ -52,7 +52,9 @@ def import_mlflow():
     for name, value in ENVIRONMENT_DEFAULTS.items():
         os.environ.setdefault(name, value)
     for name, level in QUIET_LOGGERS.items():
-        logging.getLogger(name).setLevel(level)
+        logger = logging.getLogger(name)
+        if logger.level != level:  # setting it walks through every logger of the process
+            logger.setLevel(level)
     import mlflow
 
     return mlflow

@@ -46,6 +46,7 @@ class Delivery:
         self.folder = Path(folder)
         self._run_info = None
         self._model_ids: dict[str, str | None] = {}
+        self._has_images = False
 
     def apply(self, operations: list[dict]) -> None:
         """Applies one operation, or several metrics operations at once.
@@ -197,7 +198,9 @@ class Delivery:
             self._write_preview(spool, preview)
             self.client.log_artifact(self.run_id, str(preview), "images")
         self._upload(spool, "images")
-        self._tags({"mlflow.loggedImages": "True"})
+        if not self._has_images:
+            self._tags({"mlflow.loggedImages": "True"})
+            self._has_images = True
 
     def _write_preview(self, spool: Path, preview: Path) -> None:
         from PIL import UnidentifiedImageError

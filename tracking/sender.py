@@ -18,6 +18,7 @@ MOST_METRICS_A_BATCH = 1000  # of mlflow's log_batch
 POLL_SECONDS = 1.0  # one transaction for the steps of a second, not one a step
 OUT_OF_TIME = "it takes long"
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
+SHORTEST_PAUSE_SECONDS = 0.05
 
 
 class Courier:
@@ -191,10 +192,10 @@ class Sender(threading.Thread):
                 self._rest(POLL_SECONDS)
 
     def _rest(self, seconds: float) -> None:
-        """Waits, but not when someone waits for us."""
+        """Waits; for a moment only when someone waits for us."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not self._hurried and not self._stopping.is_set():
-            time.sleep(0.05)
+        while not self._stopping.wait(SHORTEST_PAUSE_SECONDS) and not self._hurried and time.monotonic() < deadline:
+            pass
 
 
 def sync(folder: Path, store, run_id: str | None = None, *, seconds: float | None = None) -> dict:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -153,7 +154,12 @@ class _axes:
     def __exit__(self, kind: type | None, *rest: object) -> None:
         if kind is None:
             self.axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-            self.figure.savefig(self.path, dpi=110)
+            paint(self.figure, self.path)
+
+
+def paint(figure: Any, path: Path) -> None:
+    """A matplotlib Figure as a PNG file."""
+    figure.savefig(path, dpi=110)
 
 
 def _smooth(values: Sequence[float], share: int = 30) -> np.ndarray:

@@ -15,8 +15,8 @@ from data.records import Record
 from data.survey import boxes_by_class
 from live_run import LiveRun
 from prepare import Job
+from tracking import view
 from tracking.run import PER_CLASS, metric_name
-from tracking.view import SAMPLE_PICTURES
 
 SHOWN_SCORE = 0.5
 LONGEST_SIDE = 640  # pixels of a sample picture
@@ -27,7 +27,7 @@ OVERALL = ("val/AP", "val/AP50", "val/AP75")
 def sample_records(records: Sequence[Record]) -> list[Record]:
     """The images that every run on these data shows: evenly spread over those with objects."""
     shown = [record for record in records if len(record.boxes)]
-    count = min(SAMPLE_PICTURES, len(shown))
+    count = min(view.SAMPLE_PICTURES, len(shown))
     return [shown[number * len(shown) // count] for number in range(count)]
 
 

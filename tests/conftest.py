@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -95,6 +96,29 @@ def scans_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scan_cache, "FOLDER", tmp_path_factory.mktemp("scans"))
         yield scan_cache.FOLDER
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_pictures() -> Iterator[dict[str, Any]]:
+    """Trainings show one image, not four, and lay out their curves without drawing them.
+
+    Pictures are a third of a small training's work otherwise. A test that looks at them asks for `pictures`.
+    """
+    import figures
+    from tracking import view
+
+    real = {"figures.paint": figures.paint, "tracking.view.SAMPLE_PICTURES": view.SAMPLE_PICTURES}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "paint", lambda _, path: figures.write(np.zeros((1, 1, 3), np.uint8), path))
+        patch.setattr(view, "SAMPLE_PICTURES", 1)
+        yield real
+
+
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch, few_pictures: dict[str, Any]) -> None:
+    """All of a training's pictures, drawn."""
+    for name, value in few_pictures.items():
+        monkeypatch.setattr(name, value)
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_the_samples_are_spread_over_the_images_with_objects(coco_folder):
+def test_the_samples_are_spread_over_the_images_with_objects(coco_folder, pictures):
     records = open_data(coco_folder).records("train")
     names = [record.name for record in report.sample_records(records)]
     assert names == [record.name for record in report.sample_records(records)]
@@ -42,13 +42,14 @@ def test_the_samples_are_spread_over_the_images_with_objects(coco_folder):
     assert len(report.sample_records([record for record in records if len(record.boxes)][:2])) == 2
 
 
-def test_a_run_shows_the_same_images_at_the_start_and_at_every_validation(home, small, tmp_path):
+def test_a_run_shows_the_same_images_at_the_start_and_at_every_validation(home, small, pictures, tmp_path):
     run_id = train.main(small)
     shown = [name.split("+") for name in artifacts(run_id, "images") if name.endswith(".png")]
     assert sorted((parts[0], int(parts[2])) for parts in shown) == [
         (f"predictions~{number}", step) for number in (1, 2, 3, 4) for step in (0, 4, 8)
     ]
     assert artifacts(run_id, "figures") == ["ap.png", "best_predictions.png", "loss.png"]
+    assert pixels(downloaded(run_id, "figures/ap.png", tmp_path)).shape[:2] == (550, 990)
     assert artifacts(run_id, "data") == ["report.json", "report.md", "splits.json", "survey.png"]
     height, width, _ = pixels(downloaded(run_id, "figures/best_predictions.png", tmp_path)).shape
     assert width > 4 * 400 and height > 2 * 300  # small images are enlarged, two panels a column, four columns
@@ -115,7 +116,7 @@ def test_a_run_without_a_name_is_called_by_what_it_is(home, small):
     assert name.startswith("test_resnet-shapes-seed3-")
 
 
-def test_the_charts_of_an_experiment_are_arranged_once_for_all(home, small):
+def test_the_charts_of_an_experiment_are_arranged_once_for_all(home, small, pictures):
     run_id = train.main(replace(small, max_steps=1))
     store = open_store()
     view = json.loads(store.client.get_experiment(store.run(run_id).experiment_id).tags[TAG])
@@ -123,8 +124,8 @@ def test_the_charts_of_an_experiment_are_arranged_once_for_all(home, small):
     assert {chart["metricSectionId"] for chart in view["compareRunCharts"]} == sections
     charted = {chart.get("metricKey") for chart in view["compareRunCharts"]} - {None}
     assert charted <= set(store.run(run_id).metrics)
-    pictures = [chart["imageKeys"][0] for chart in view["compareRunCharts"] if chart["type"] == "IMAGE"]
-    assert {name.split("+")[0].replace("~", "/") for name in artifacts(run_id, "images")} == set(pictures)
+    shown = [chart["imageKeys"][0] for chart in view["compareRunCharts"] if chart["type"] == "IMAGE"]
+    assert {name.split("+")[0].replace("~", "/") for name in artifacts(run_id, "images")} == set(shown)
 
 
 def test_a_sample_has_the_truth_above_and_the_detections_below(coco_folder):
@@ -148,7 +149,7 @@ def test_large_images_are_drawn_smaller_with_their_boxes():
     assert 315 <= column.nonzero()[0].max() <= 325  # the box's right edge, at half the width
 
 
-def test_curves_follow_the_history_and_leave_out_what_has_no_point(tmp_path):
+def test_curves_follow_the_history_and_leave_out_what_has_no_point(pictures, tmp_path):
     points = {"train/loss": [(1, 2.0), (2, 1.0)], "train/loss_box_reg": [(1, 1.0), (2, 0.5)], "val/AP": [(2, 0.5)]}
     figures.loss_curves(points, tmp_path / "a.png")
     figures.loss_curves(points | {"train/loss": [(1, 2.0), (2, 1.9)]}, tmp_path / "b.png")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,7 @@ def small(coco_folder: Path) -> Any:
     return small_config(coco_folder)
 
 
+@cache
 def small_config(data: Path) -> Any:
     import commandline
     from config import TrainConfig

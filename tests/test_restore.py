@@ -13,7 +13,7 @@ from torchvision.models import detection
 import train
 import workspace
 from models import record
-from models.checkpoint import load
+from models.checkpoint import load, save
 from resuming import run_to_resume
 from tests.conftest import equal, last_checkpoint, open_store
 from tests.test_models_checkpoint import Calls
@@ -64,9 +64,9 @@ def shapes_file(tmp_path) -> Path:
 # -- files from elsewhere
 
 
-def test_a_colleagues_checkpoint_is_taken_as_it_is(home, small, restore, run_script, coco_folder, monkeypatch):
-    run_id = train.main(replace(small, max_steps=2))
-    file = shutil.move(workspace.RunFolder(run_id).last, home / "from a stick.pth")
+def test_a_colleagues_checkpoint_is_taken_as_it_is(home, undisturbed, restore, run_script, coco_folder, monkeypatch):
+    content, file = undisturbed(max_steps=2).last, home / "from a stick.pth"
+    save(content, file)
     before = file.read_bytes()
     monkeypatch.setattr(workspace, "ROOT", home / "other")
     monkeypatch.setattr(workspace, "RUNS", home / "other" / "runs")
@@ -74,7 +74,7 @@ def test_a_colleagues_checkpoint_is_taken_as_it_is(home, small, restore, run_scr
     assert restore("--file", file) == workspace.PUBLISHED
     assert workspace.PUBLISHED.read_bytes() == file.read_bytes() == before
     report = status(run_script)
-    assert (report["state"], report["run_id"]) == ("ready", run_id)
+    assert (report["state"], report["run_id"]) == ("ready", content["run_id"])
     assert (report["role"], report["pinned"], report["resumable"], report["step"]) == ("file", True, True, 2)
     assert not list(workspace.ROOT.rglob("*.db"))  # no store was asked for
     assert run_script("infer.py", next((coco_folder / "val").iterdir())).returncode == 0
@@ -197,13 +197,12 @@ def test_wrong_usage_is_one_message(case, shapes_file, refused):
     assert not workspace.PUBLISHED.exists()
 
 
-def test_our_own_file_that_contradicts_itself_or_is_told_what_it_knows_is_refused(home, small, tmp_path, refused):
-    from models.checkpoint import save
-
-    content = last_checkpoint(train.main(replace(small, max_steps=1, publish="never")))
+def test_our_own_file_that_contradicts_itself_or_is_told_what_it_knows_is_refused(home, undisturbed, tmp_path, refused):
+    content = dict(undisturbed(max_steps=2).last)
     file = tmp_path / "ours.pth"
     save(content, file)
     assert "leave out --model" in refused(2, "restore.py", "--file", file, "--model", MOBILE_320)
+    content["model_state_dict"] = dict(content["model_state_dict"])
     del content["model_state_dict"]["rpn.head.bbox_pred.weight"]
     save(content, file)
     assert "rpn.head.bbox_pred.weight" in refused(4, "restore.py", "--file", file)
@@ -237,8 +236,6 @@ def test_weights_only_is_smaller_ready_and_can_be_had_again(home, small, restore
 
 
 def test_weights_changed_by_hand_are_no_longer_the_stores(home, small, restore):
-    from models.checkpoint import save
-
     run_id = train.main(replace(small, max_steps=1))
     path = restore(run_id, "--weights-only")
     content = load(path)

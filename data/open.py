@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.checks.balance import class_defects
+from data.checks.balance import alike_classes, class_defects
 from data.checks.check import checked_records
 from data.checks.leakage import duplicates
 from data.checks.scan import scan_images
@@ -75,7 +75,8 @@ def open_data(
         classes=found.classes,
         splits=splits,
         defects=defects + duplicates(parts, scans),
-        class_defects=class_defects(counts, found.classes) if "train" in counts else [],
+        class_defects=(class_defects(counts, found.classes) if "train" in counts else [])
+        + alike_classes(counts, found.classes),
         split_rule=rule,
         notes=found.notes,
     )

@@ -1,9 +1,10 @@
-"""Defects of whole splits: classes that one lacks, or has far more of than another."""
+"""Defects of whole splits: classes that one lacks, or has far more of than another, or whose names are alike."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from data.class_names import alike
 from data.records import REFUSED, Defect
 
 RARE = 20  # times fewer boxes than the commonest class
@@ -22,6 +23,18 @@ def class_defects(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> l
         Defect(split=split, file="", object=f"class {classes[index]}", **about)
         for split, index, about in (*_absent(counts), *_rare(counts["train"], classes), *_unlike(counts))
     ]
+
+
+def alike_classes(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> list[Defect]:
+    """A defect for each class whose name may be another's, typed in another way: it names the one with fewer boxes."""
+    total, found = sum(counts.values()), []
+    for pair in alike(classes):
+        rarer, commoner = sorted(pair[:2], key=lambda index: total[index])
+        other = f"{classes[commoner]!r}, which has {total[commoner]}, by {pair[2]} only; if they are one, rename it"
+        detail = f"{total[rarer]} boxes; its name differs from {other}"
+        about = _warning("classes-alike", detail, "kept as two classes")
+        found.append(Defect(split="", file="", object=f"class {classes[rarer]}", **about))
+    return found
 
 
 def _empty(split: str) -> dict[str, str]:

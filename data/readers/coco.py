@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from data.class_names import meant
 from data.readers.coco_file import OF_MASK, CocoContent, Objects, as_key, as_number, read_content
 from data.readers.found import Found, FoundImage, defect_of
 from data.readers.locate import ImageFolders, relative_name
@@ -97,7 +98,7 @@ def _known_names(
     for category_id, name in names.items():
         if name in classes:
             continue
-        what, detail = f"category {category_id} ({name})", f"{training.path.name} has no such class"
+        what, detail = f"category {category_id} ({name})", f"{training.path.name} has no class {meant(name, classes)}"
         if category_id in rows:
             listed = ", ".join(classes[:20]) + (", …" if len(classes) > 20 else "")
             detail += f" (it has: {listed}), and {_first(content, rows[category_id])} here are of it"

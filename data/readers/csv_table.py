@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from data.class_names import meant
 from data.readers.csv_columns import Columns, understand
 from data.readers.found import Found, FoundImage, FoundRows, defect_of
 from data.readers.layout import SPLIT_NAMES, listed, one_of_several, split_in, split_of_folder
@@ -231,7 +232,7 @@ def _add(
             raise BadRow("row-malformed", f"the box has no class: {shown(row, ',')}")
         if label not in index_of:
             if not is_open:
-                raise BadRow("unknown-class", f"class {label!r} is not in classes.csv ({listed(names)})")
+                raise BadRow("unknown-class", f"class {meant(label, names)} is not in classes.csv ({listed(names)})")
             index_of[label] = len(names)
             names.append(label)
         image.rows.add(line, index_of[label], box, _crowd(row, columns))

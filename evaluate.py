@@ -41,7 +41,7 @@ class EvaluateConfig(DataOptions):
     data: commandline.Text = None
     """Dataset folder or file, or `generated`. [the run's own]"""
     split: str = "val"
-    """Split to score."""
+    """Split to score; other usual words are understood (valid: val)."""
     batch_size: commandline.Int = None
     """Images at once. [as in training: padding makes scores depend on it in the last decimals]"""
     device: str = "auto"
@@ -104,6 +104,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     """Score the checkpoint and return what `--json` prints."""
     import engine
     from data.open import open_data
+    from data.readers.layout import split_of_folder
 
     if config.output is not None:
         workspace.require_writable(config.output)
@@ -117,11 +118,12 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     where = config.data or config.folder_of_files or workspace.data_of(checkpoint)
     if where is None:
         raise commandline.ConfigError("This checkpoint does not say what it was trained on: give --data PATH")
-    data = open_data(where, data_options(config, checkpoint, where)).with_classes_in_order(checkpoint["classes"])
+    split = split_of_folder(config.split) or config.split  # `valid` is val
+    data = open_data(where, data_options(config, checkpoint, where), scored=split)
+    data = data.with_classes_in_order(checkpoint["classes"])
     say("\n".join(data.describe()))
-    records = data.records(config.split)
-    fetching.require_same_classes(checkpoint, data.classes)
-    for line in notes_on_data(store, checkpoint, data, config.split, is_own=where == workspace.data_of(checkpoint)):
+    records = fetching.records_to_score(checkpoint, data, split)
+    for line in notes_on_data(store, checkpoint, data, split, is_own=where == workspace.data_of(checkpoint)):
         say(line)
     settings = checkpoint.get("evaluation") or {}
     device = engine.choose_device(config.device)
@@ -130,12 +132,12 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         scored = score(
             engine.place(model, device, amp),
             records,
-            data.classes,
+            checkpoint["classes"],
             batch_size=config.batch_size or settings.get("batch_size") or 4,
             workers=loader_workers(config.workers, where),
             device=device,
             amp=amp,
-            title=config.split,
+            title=split,
         )
     report = {
         "run_id": checkpoint.get("run_id"),
@@ -143,10 +145,11 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         "epoch": checkpoint.get("epoch"),
         "dataset": data.name,
         "fingerprint": data.fingerprint,
-        "split": config.split,
+        "split": split,
         "images": len(records),
         "metrics": scored.metrics,
         "per_class": scored.per_class,
+        "classes_not_scored": [name for name in fetching.named_classes(checkpoint) if name not in scored.per_class],
         "evaluation_run_id": None,
     }
     if config.output is not None:
@@ -269,7 +272,9 @@ def note(report: dict[str, Any], checkpoint: str) -> str:
     where = f"**{report['dataset']}** {report['split']} ({report['images']} images)"
     rows = [f"| {name} | {one['AP']:.4f} | {one['AP50']:.4f} |" for name, one in report["per_class"].items()]
     table = "\n".join(["| class | AP | AP50 |", "|---|---|---|", *rows])
-    return f"{', '.join(scores)} on {where}, of {checkpoint}.\n\n{table}"
+    lacking = ", ".join(report["classes_not_scored"])
+    not_scored = f"\n\nNot scored, because no box is of them: {lacking}." if lacking else ""
+    return f"{', '.join(scores)} on {where}, of {checkpoint}.\n\n{table}{not_scored}"
 
 
 def table(report: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import workspace
 from commandline import ConfigError
@@ -18,6 +18,10 @@ from progress import say
 from tracking.connection import store_uri
 from tracking.errors import RunUnknown
 from workspace import BEST, RunFolder, WorkspaceError, deliver_if_idle, local_run, run_folders
+
+if TYPE_CHECKING:
+    from data.columns import Records
+    from data.records import DetectionData
 
 
 def store_of(word: str) -> Any:
@@ -228,7 +232,53 @@ def require_same_classes(content: dict[str, Any], classes: tuple[str, ...]) -> N
     known = list(content["classes"])
     if known != list(classes):
         order = "in another order: " if sorted(known) == sorted(classes) else ""
-        known = [name for name in known if name != record.NO_CLASS]
+        known = named_classes(content)
         message = f"The checkpoint has {len(known)} classes {known}, the dataset {order}{len(classes)} {list(classes)}"
+        unknown = [name for name in classes if name not in known]
+        hint = f" It does not know {those_meant(unknown, known)}." if unknown else ""
         transfer = "To carry its weights over by name, train: python train.py --weights CHECKPOINT --data …"
-        raise WorkspaceError(f"{message}. {transfer}", exit_code=4)
+        raise WorkspaceError(f"{message}.{hint} {transfer}", exit_code=4)
+
+
+def records_to_score(content: dict[str, Any], data: "DetectionData", split: str) -> "Records":
+    """The split's records with the labels of the checkpoint, whose classes are matched with the data's by name.
+
+    Those that the data lack are said. WorkspaceError where a box is of a class that the checkpoint does not know.
+    """
+    import numpy as np
+
+    from data.readers.layout import listed
+    from data.survey import boxes_by_class
+
+    known, records = named_classes(content), data.records(split)
+    counts = boxes_by_class(records.labels, len(data.classes))
+    unknown = [name for name, count in zip(data.classes, counts, strict=True) if count and name not in known]
+    if unknown:
+        raise WorkspaceError(
+            f"{split!r} of {data.name} has boxes of classes that the checkpoint does not know: "
+            f"{those_meant(unknown, known)}. It knows: {listed(known)}. Rename them in the data if they are the same, "
+            "or score data without such boxes; a model that knows them is trained by: "
+            "python train.py --weights CHECKPOINT --data …",
+            exit_code=4,
+        )
+    lacking = [name for name in known if name not in data.classes]
+    if lacking:
+        say(
+            f"note: {data.name} lacks {len(lacking)} of the checkpoint's {len(known)} classes, "
+            f"left out of the scores: {listed(lacking)}"
+        )
+    numbers = {name: label for label, name in enumerate(content["classes"], start=1)}
+    return records.with_labels(np.array([0, *(numbers.get(name, 0) for name in data.classes)]))
+
+
+def named_classes(content: dict[str, Any]) -> list[str]:
+    """A checkpoint's classes without the numbers that are none."""
+    return [name for name in content["classes"] if name != record.NO_CLASS]
+
+
+def those_meant(unknown: list[str], known: list[str]) -> str:
+    """Class names with what each may be meant to be; the first ten."""
+    from data.class_names import meant
+    from data.readers.layout import listed
+
+    return listed(meant(name, known) for name in unknown)

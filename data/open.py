@@ -1,7 +1,7 @@
 """Opens a data set by its path or its files: what a reader finds is scanned, split, checked, and refused or not."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from data.checks.balance import alike_classes, class_defects
@@ -14,13 +14,14 @@ from data.readers.found import FoundImage
 from data.readers.given_files import existing, read_given
 from data.readers.layout import listed
 from data.readers.recognise import read_path
-from data.records import DataError, Defect, DetectionData
+from data.records import NO_SPLIT, DataError, Defect, DetectionData
 from data.split_file import usual_order
-from data.splits import complete_splits
+from data.splits import OWN_RULE, Splits, complete_splits
 from data.survey import boxes_by_class
-from data_options import DataOptions
+from data_options import SPLITS, DataOptions
 
 DEFAULTS = DataOptions()
+GIVEN_RULE = "the splits that are given"
 UTF8 = re.compile("[^\ud800-\udfff]*")  # Python has lone surrogates for the other bytes
 
 
@@ -29,6 +30,7 @@ def open_data(
     options: DataOptions = DEFAULTS,
     *,
     refuse: bool = True,
+    scored: str | None = None,
     seed: int = 0,
     generated_images: tuple[int, int, int] = (400, 100, 100),
 ) -> DetectionData:
@@ -36,7 +38,7 @@ def open_data(
 
     `seed` and `generated_images` (train, val, test) belong to the drawn one. Raises DataError where nothing
     is recognised or the data cannot be used; what can be used with care is in the result's `defects`, and what
-    cannot as well when told not to `refuse`.
+    cannot as well when told not to `refuse`. To score the split `scored`, the others need not be usable, nor be there.
     """
     given = existing(options.given_files)
     if given and str(where) in ("None", "generated"):
@@ -51,13 +53,14 @@ def open_data(
         raise DataError(f"There are no data at {path}. Give a folder or a file, or the word: generated")
     found = read_given(path if path.is_dir() else path.parent, given) if given else read_path(path)
     name = path.stem if path.is_file() else path.name
-    if found.splits.get("train") == []:  # what is wrong with them says more than that there are none
+    is_alone = scored and any(found.splits.values()) and not found.splits.get("train") and not options.splits
+    if found.splits.get("train") == [] and not is_alone:  # what is wrong with them says more than that there are none
         _refuse(name, found.defects, path)
     images = [image for images in found.splits.values() for image in images]
     _require_names(images)
     scans = scan_images([image.path for image in images if image.path is not None], found.root)
-    if given and "train" not in found.splits and not options.splits:  # to score: there is nothing to split
-        parts, defects, rule = found.splits, found.defects, "the splits that are given"
+    if is_alone or (given and "train" not in found.splits and not options.splits):  # there is nothing to split
+        parts, defects, rule = found.splits, found.defects, GIVEN_RULE if given else OWN_RULE
     else:
         parts, defects, rule = complete_splits(path, found.splits, found.defects, scans, options)
     splits = {}
@@ -81,7 +84,8 @@ def open_data(
         notes=found.notes,
     )
     if refuse:
-        _refuse(name, data.defects, path)
+        made = SPLITS if options.splits else () if rule in (OWN_RULE, GIVEN_RULE) else ("train", "val")
+        _refuse(name, data.defects if scored is None else _that_may_be_of(scored, data.defects, parts, made), path)
     return data
 
 
@@ -90,6 +94,19 @@ def _require_names(images: Sequence[FoundImage]) -> None:
     odd = [image.name for image in images if not UTF8.fullmatch(image.name)]
     if odd:
         raise DataError(f"The names of {len(odd)} images are not UTF-8, such as {odd[0]!a}. Rename them")
+
+
+def _that_may_be_of(scored: str, defects: Sequence[Defect], parts: Splits, made: Collection[str]) -> list[Defect]:
+    """The defects save those that are certainly another split's.
+
+    Of splits that are `made`, only images and whole splits are certain: what else a file has may be in any of them.
+    """
+    elsewhere = {image.name for split, images in parts.items() if split != scored for image in images} | {""}
+    return [
+        each
+        for each in defects
+        if each.split in (scored, NO_SPLIT) or ({scored, each.split} <= set(made) and each.file not in elsewhere)
+    ]
 
 
 def _refuse(name: str, defects: Sequence[Defect], path: Path) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 REFUSED = "training refuses the data"  # the action on a defect that a person must mend
 CLASSES_NAMED = 100  # by describe(); LVIS has 1203
+NO_SPLIT = "none"  # the split of a defect of which that is not known, or which is in none
 NO_CLASS = "N/A"  # as torchvision's COCO models name the numbers that are no class
 
 

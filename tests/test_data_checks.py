@@ -18,7 +18,7 @@ from data.readers.found import FoundImage, FoundObject
 from data.records import REFUSED, DataError
 from data_options import DataOptions
 from tests.conftest import REAL_DATA, needs_real_data
-from tests.test_data_readers import VAL, coco, write_coco
+from tests.test_data_readers import VAL, coco, write_coco, write_image
 
 CLASSES = ("cat", "dog")
 
@@ -346,6 +346,50 @@ def test_training_is_refused_by_name_and_told_otherwise(tmp_path):
         open_data(tmp_path, DataOptions(on_defect="fail"))
     assert "1 box-no-size: train: train2017/a.jpg, annotation 0 (cat)" in str(refused.value)
     assert "1 box-over-edge" in str(refused.value) and "python check_data.py" in str(refused.value)
+
+
+def test_to_score_a_split_what_is_wrong_in_others_is_no_obstacle(tmp_path):
+    one = [(1, 1, [1, 1, 9, 9])]
+    write_coco(tmp_path, {split: coco([(1, f"{split}.jpg")], one) for split in ("train", "val", "test")})
+    (tmp_path / "val2017" / "val.jpg").unlink()
+    for scored in (None, "val"):
+        with pytest.raises(DataError, match=r"1 image-missing: val: val\.jpg"):
+            open_data(tmp_path, scored=scored)
+    data = open_data(tmp_path, scored="test")
+    assert len(data.records("test")) == 1 and [each.kind for each in data.defects] == ["image-missing"]
+    (tmp_path / "annotations" / "instances_train2017.json").unlink()
+    (tmp_path / "train2017" / "train.jpg").unlink()
+    assert open_data(tmp_path, scored="test").records("test") == data.records("test")
+    with pytest.raises(DataError, match="no images to train on"):
+        open_data(tmp_path)
+
+
+def test_what_may_be_of_the_scored_split_refuses_it(tmp_path):
+    """A row of a table with a column of splits is of that split; where we make the splits it may be of any."""
+    rows = ["train.jpg,1,1,9,9,cat,train", "test.jpg,1,1,9,9,cat,test", "val.jpg,1,1,9,9,cat,val"]
+    for name in ("train", "val", "test"):
+        write_image(tmp_path / f"{name}.jpg")
+    bad = {"train.jpg,1,1,oops,9,cat,train": {"train"}, "x.jpg,1,1,9,9,cat,strange": {"train", "val", "test"}}
+    for row, refused in bad.items():
+        (tmp_path / "all.csv").write_text("\n".join(["image,xmin,ymin,xmax,ymax,class,split", *rows, row]))
+        assert {split for split in ("train", "val", "test") if not can_score(tmp_path, split)} == refused
+    (tmp_path / "all.csv").write_text(
+        "image,xmin,ymin,xmax,ymax,class\n"
+        + "\n".join(line.rpartition(",")[0] for line in (*rows, "train.jpg,1,1,oops,9,cat,train"))
+    )
+    assert not can_score(tmp_path, "val") and not can_score(tmp_path, "train")
+    folders = tmp_path / "folders"
+    write_coco(folders, {split: coco([(1, f"{split}.jpg")], [(1, 1, [1, 1, 9, 9])]) for split in ("train", "test")})
+    lost = coco([(n, f"{n}.jpg") for n in range(9)], [(1, 7, [1, 1, 9, 9])])  # of a category that there is not
+    write_coco(folders, {"train": lost})
+    assert [can_score(folders, split) for split in ("train", "val", "test")] == [False, False, True]
+
+
+def can_score(folder, split):
+    try:
+        return bool(open_data(folder, scored=split).records(split))
+    except DataError:
+        return False
 
 
 @needs_real_data

@@ -174,7 +174,11 @@ BAD_INPUT = {
     "wrong value": (("train.py", "--lr", "-1"), 2, "--lr"),
     "unknown model": (("train.py", "--model", "fasterrcnn_resnet5_fpn"), 2, "fasterrcnn_resnet50_fpn"),
     "unknown metric to select by": (("train.py", *SMALL, "--best-metric", "val/mAP"), 2, "val/mAP"),
-    "unknown split": (("evaluate.py", "--split", "dev", "--no-log"), 2, "dev"),
+    "unknown split": (
+        ("evaluate.py", "--split", "rest", "--no-log"),
+        2,
+        "has no split 'rest'. It has: train, val, test",
+    ),
     "other classes": (("evaluate.py", "--data", "{other}", "--no-log"), 4, "classes"),
     "run and checkpoint": (("evaluate.py", "--run", "small", "--checkpoint", "x.pth"), 2, "choose one"),
     "changed flag on resume": (("train.py", "--resume", "small", "--lr", "0.5"), 2, "--lr"),

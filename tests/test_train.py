@@ -15,6 +15,8 @@ import publishing
 import status
 import train
 import workspace
+from data.generated import CLASSES
+from data.open import open_data
 from evaluate import EvaluateConfig
 from models.checkpoint import load
 from resuming import resumable_checkpoint
@@ -250,8 +252,25 @@ def test_evaluation_takes_classes_in_another_order_and_reports_though_the_store_
             entry["category_id"] = 10 - entry["category_id"]
         file.write_text(json.dumps(content))
     report = evaluate.main(EvaluateConfig(run=run_id, data=str(reordered), no_log=True))
-    expected = evaluate.main(EvaluateConfig(run=run_id, no_log=True))
-    assert report["per_class"] == expected["per_class"]
+    expected = evaluate.main(EvaluateConfig(run=run_id, no_log=True, output=home / "all"))
+    assert report["per_class"] == expected["per_class"] and report["classes_not_scored"] == []
+    for file in (reordered / "annotations").iterdir():  # and one class fewer, which moves the numbers of the others
+        content = json.loads(file.read_text())
+        gone = next(entry["id"] for entry in content["categories"] if entry["name"] == "square")
+        content["categories"] = [entry for entry in content["categories"] if entry["id"] != gone]
+        content["annotations"] = [entry for entry in content["annotations"] if entry["category_id"] != gone]
+        file.write_text(json.dumps(content))
+    capfd.readouterr()
+    fewer = evaluate.main(EvaluateConfig(run=run_id, data=str(reordered), split="valid", output=home / "fewer"))
+    assert "lacks 1 of the checkpoint's 4 classes, left out of the scores: square\n" in capfd.readouterr().err
+    others = {name: scores for name, scores in expected["per_class"].items() if name != "square"}
+    assert (fewer["per_class"], fewer["classes_not_scored"], fewer["split"]) == (others, ["square"], "val")
+    boxes = [labelled(home / name / "ground_truth.json") for name in ("all", "fewer")]
+    square = 1 + CLASSES.index("square")
+    assert boxes[1] == [box for box in boxes[0] if box[0] != square] != boxes[0]
+    assert fewer["fingerprint"] == open_data(reordered).fingerprint
+    logged = open_store().run(fewer["evaluation_run_id"]).metrics
+    assert {key.rpartition("/")[2] for key in logged if "/AP/" in key} == others.keys()
 
     def dying(*_, **__):
         raise StoreError("gone")
@@ -263,6 +282,13 @@ def test_evaluation_takes_classes_in_another_order_and_reports_though_the_store_
     out, errors = capfd.readouterr()
     assert "AP50" in out and "not in MLflow: gone" in errors
     assert json.loads((home / "out" / "metrics.json").read_text())["metrics"] == expected["metrics"]
+
+
+def labelled(ground_truth):
+    return sorted(
+        (one["category_id"], one["image_id"], one["bbox"])
+        for one in json.loads(ground_truth.read_text())["annotations"]
+    )
 
 
 def test_a_failed_run_says_why_and_tags_can_be_added_on_resuming(home, small, monkeypatch):

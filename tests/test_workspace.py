@@ -18,11 +18,13 @@ import publishing
 import status
 import train
 import workspace
+from data.open import open_data
 from fetching import select
 from models import record
 from models.checkpoint import save
 from publishing import move_aside, publish
 from tests.conftest import open_store
+from tests.test_data_readers import coco, write_coco
 from tracking.pulse import whoami
 from tracking.records import StoredCheckpoint
 from workspace import RunFolder, WorkspaceError
@@ -406,6 +408,22 @@ def test_classes_must_be_the_same_in_order():
             fetching.require_same_classes({"classes": ["a", "b"]}, other)
         assert caught.value.exit_code == 4
     assert "has 2 classes ['a', 'b'], the dataset 3 ['a', 'b', 'c']" in str(caught.value)
+    with pytest.raises(WorkspaceError, match=r"does not know 'rbc' \(is it 'RBC'\?\)\. To carry"):
+        fetching.require_same_classes({"classes": ["RBC", "N/A"]}, ("rbc",))
+
+
+def test_what_is_scored_has_the_checkpoints_labels_by_name(tmp_path, capfd):
+    rows = {"train": [(1, 1, [2, 3, 20, 10]), (1, 3, [5, 5, 12, 20])], "val": [(1, 3, [5, 5, 12, 20])]}
+    write_coco(tmp_path, {split: coco([(1, f"{split}.jpg")], boxes) for split, boxes in rows.items()})
+    data = open_data(tmp_path)
+    records = fetching.records_to_score({"classes": ["bird", "N/A", "dog"]}, data, "val")  # of cats there is no box
+    assert records[0].labels.tolist() == [3]
+    assert "lacks 1 of the checkpoint's 2 classes, left out of the scores: bird\n" in capfd.readouterr().err
+    with pytest.raises(
+        WorkspaceError, match=r"'train' of .* not know: 'cat' \(is it 'cats'\?\)\. It knows: cats, dog"
+    ) as no:
+        fetching.records_to_score({"classes": ["cats", "dog"]}, data, "train")
+    assert no.value.exit_code == 4
 
 
 def test_a_checkpoint_is_introduced_in_one_line():

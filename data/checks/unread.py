@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data.readers.layout import split_of_folder
 from data.readers.locate import images_under
-from data.records import REFUSED, Defect
+from data.records import NO_SPLIT, REFUSED, Defect
 
 
 def unread_folders(root: Path, read: Iterable[Path], splits: Collection[str]) -> list[Defect]:
@@ -26,7 +26,7 @@ def _unread(folder: Path, count: int, splits: Collection[str]) -> Defect:
     return Defect(
         kind="folder-unread",
         severity="error" if is_lost else "warning",
-        split=split or "none",
+        split=split or NO_SPLIT,
         file=f"{folder.as_posix()}/",
         object=None,
         detail=f"no annotation names any of its {count} images" + (mend if is_lost else ""),

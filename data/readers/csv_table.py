@@ -14,7 +14,7 @@ from data.readers.found import Found, FoundImage, FoundRows, defect_of
 from data.readers.layout import SPLIT_NAMES, listed, one_of_several, split_in, split_of_folder
 from data.readers.locate import ImageFolders, folders_in, relative_name
 from data.readers.rows import FRACTION_LIMIT, BadRow, encoding_of, is_number, shown
-from data.records import DataError, Defect
+from data.records import NO_SPLIT, DataError, Defect
 
 DELIMITERS = ",;\t|"
 IMAGE_FOLDERS = ("images", "JPEGImages", "imgs", "img")
@@ -212,18 +212,20 @@ def _add(
     table: _Table, line: int, row: Sequence[str], names: list[str], index_of: dict[str, int], is_open: bool
 ) -> None:
     file, columns = table.file, table.columns
+    split = file.split or NO_SPLIT  # in a defect, until the row's is known
     try:
         name = _field(row, columns.image)
         if not name:
             raise BadRow("row-malformed", f"it names no image: {shown(row, ',')}")
-        split = file.split or _split(row, columns)
+        row_split = file.split or _split(row, columns)
         image = table.images.get(name)
         if image is None:
             rows = FoundRows(names, f"{file.path.name} line")
-            image = table.images[name] = _Image(rows, line, split, _size(row, columns))
+            image = table.images[name] = _Image(rows, line, row_split, _size(row, columns))
             table.unassigned += columns.split is not None and _field(row, columns.split).lower() in UNASSIGNED
-        elif image.split != split:
-            raise BadRow("row-in-other-split", f"{name} is in {split!r} here, and in {image.split!r} before")
+        elif image.split != row_split:
+            raise BadRow("row-in-other-split", f"{name} is in {row_split!r} here, and in {image.split!r} before")
+        split = row_split
         box = _box(row, columns)
         if box is None:
             return
@@ -238,7 +240,7 @@ def _add(
         image.rows.add(line, index_of[label], box, _crowd(row, columns))
         table.largest.append(max(map(abs, box)))
     except BadRow as error:
-        table.defects.append(_defect(error.kind, file.split or "train", file, f"line {line}", str(error)))
+        table.defects.append(_defect(error.kind, split, file, f"line {line}", str(error)))
 
 
 def _field(row: Sequence[str], place: int) -> str:

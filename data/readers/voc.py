@@ -19,7 +19,7 @@ from data.readers.found import Found, FoundImage, FoundRows, defect_of
 from data.readers.layout import listed
 from data.readers.locate import ImageFolders, relative_name
 from data.readers.voc_layouts import VocPlan, VocSplit
-from data.records import REFUSED, DataError, Defect
+from data.records import NO_SPLIT, REFUSED, DataError, Defect
 from progress import counted
 
 SPLITS = ("train", "val", "test")
@@ -171,7 +171,7 @@ def _unlisted(folder: _Folder, splits: dict[str, list[str]]) -> list[Defect]:
     return [
         defect_of(
             "orphan-annotation",
-            "none",
+            NO_SPLIT,
             relative_name(path, folder.root),
             "no list of the splits names it",
             "image left out",

@@ -1,11 +1,15 @@
 """What is not as it was when a run was trained: options, data, code, packages, threads."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import config as options
 import workspace
 from config import TrainConfig
+from data import fingerprint
+from data.class_names import close_to, meant
+from data.readers.layout import listed
+from models.record import NO_CLASS
 from tracking import environment
 from tracking.errors import StoreError
 
@@ -15,7 +19,8 @@ if TYPE_CHECKING:
 OF_ONE_START = ("resume", "from_run", "strict", "dry_run", "allow_change", "tag", "run_name")
 CHANGED = "changed_"
 DISK = ("keep", "disk_budget")
-CONTENTS = "data/splits.json"  # a run's artifact: {split: {name: digits of the image's digest}}
+CONTENTS = "data/splits.json"  # a run's artifact: data.fingerprint.contents
+NAMED = 3  # images, of each kind of change
 
 
 def changed_tag(step: int) -> str:
@@ -24,7 +29,7 @@ def changed_tag(step: int) -> str:
 
 
 def contents_of(store: Any, run_id: str | None) -> dict[str, dict[str, str]]:
-    """{split: {name: digits of the image's digest}} as the run had it; nothing where the store cannot tell."""
+    """The data.fingerprint.contents of each split as the run had it; nothing where the store cannot tell."""
     try:
         return (run_id and store and store.read_json(run_id, CONTENTS)) or {}
     except (StoreError, ValueError):  # of a run that is unknown there, too
@@ -33,7 +38,14 @@ def contents_of(store: Any, run_id: str | None) -> dict[str, dict[str, str]]:
 
 def of_data(saved: dict[str, Any], data: "DetectionData", store: Any) -> str:
     """Which splits are not as the run `saved` tells of had them, and how far that is known, in what."""
-    before, contents, parts = saved["dataset"].get("split_fingerprints") or {}, None, []
+    had = list(saved.get("classes") or data.classes)
+    gone = [name for name in had if name not in (NO_CLASS, *data.classes)]
+    new = [name for name in data.classes if name not in (NO_CLASS, *had)]
+    words = [f"gone: {listed(gone)}"] if gone else []
+    words += [f"new: {listed(meant(name, gone) for name in new)}"] if new else []
+    words = words or (["in another order"] if had != list(data.classes) else [])
+    parts = [f"classes differ ({'; '.join(words)})"] if words else []
+    before, contents = saved["dataset"].get("split_fingerprints") or {}, None
     for split in dict.fromkeys((*before, *data.splits)):
         if split not in data.splits:
             parts.append(f"{split} is gone")
@@ -43,20 +55,41 @@ def of_data(saved: dict[str, Any], data: "DetectionData", store: Any) -> str:
             parts.append(f"{split} is the same")
         else:
             contents = contents_of(store, saved.get("run_id")) if contents is None else contents
-            parts.append(f"{split} differs" + _in_what(contents.get(split), data.contents[split]))
+            classes = [_before_renaming(name, gone, new) for name in data.classes]
+            now = fingerprint.contents({split: data.records(split)}, classes)[split]
+            parts.append(f"{split} differs" + _in_what(contents.get(split), now))
     return ", ".join(parts)
+
+
+def _before_renaming(name: str, gone: list[str], new: list[str]) -> str:
+    """What a new class was called, as far as that can be guessed: its annotations are not other ones for its name."""
+    if name not in new:
+        return name
+    return close_to(name, gone) or (gone[0] if len(gone) == len(new) == 1 else name)
 
 
 def _in_what(before: dict[str, str] | None, now: dict[str, str]) -> str:
     if before is None:
         return ""
+    were, are = fingerprint.images_of(before), fingerprint.images_of(now)
+    common = before.keys() & now.keys()
     images = {
         "more": now.keys() - before.keys(),
         "gone": before.keys() - now.keys(),
-        "with other content": {name for name in before.keys() & now.keys() if before[name] != now[name]},
+        "with other content": {name for name in common if were[name] != are[name]},
     }
-    told = [f"{len(names)} {what}, such as {min(names)}" for what, names in images.items() if names]
-    return f" (images: {'; '.join(told)})" if told else " (the same images, otherwise annotated)"
+    told = [f"{len(names)} {what}: {_first(names)}" for what, names in images.items() if names]
+    words = f"images: {'; '.join(told)}" if told else "the same images"
+    if were == before:  # of a time when annotations were not kept
+        return f" ({words})" if told else f" ({words}, otherwise annotated)"
+    annotated = {name for name in common if were[name] == are[name] and before[name] != now[name]}
+    if annotated:
+        return f" ({words}; annotations of {len(annotated)}: {_first(annotated)})"
+    return f" ({words})" if told else f" ({words} and annotations)"
+
+
+def _first(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)[:NAMED]) + (", …" if len(names) > NAMED else "")
 
 
 def differences(

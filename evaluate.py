@@ -214,7 +214,7 @@ def notes_on_data(
 ) -> list[str]:
     """What makes the score another than one on images that the checkpoint has not seen, or than training's own."""
     import changes
-    from data.fingerprint import contents
+    from data.fingerprint import contents, images_of
 
     before = (checkpoint.get("dataset") or {}).get("split_fingerprints") or {}
     now = data.split_fingerprint(split)
@@ -226,9 +226,9 @@ def notes_on_data(
     if is_own and split in before:
         notes.append(f"note: the data are not as they were in training: {changes.of_data(checkpoint, data, store)}")
     known = changes.contents_of(store, checkpoint.get("run_id"))
-    trained_on = set(known.get("train", {}).values())
-    images = contents({split: data.records(split)})[split]
-    if not notes and images and set(images.values()) == set(known.get(split, {}).values()):
+    trained_on = set(images_of(known.get("train", {})).values())
+    images = images_of(contents({split: data.records(split)}, data.classes)[split])
+    if not notes and images and set(images.values()) == set(images_of(known.get(split, {})).values()):
         notes.append(f"note: these are the images of the {split!r} that training knew, otherwise annotated")
     seen = [name for name, digest in images.items() if digest in trained_on]
     if seen:

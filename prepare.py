@@ -123,7 +123,7 @@ def prepare(start: Start) -> Job:
     if run_id:
         saved, source = resuming.resumable_checkpoint(store, run_id)
         fetching.require_same_classes(saved, data.classes)
-        require_same_steps(saved, plan)
+        require_same_steps(saved, plan, data, store)
         position = resuming.restore(saved, model, optimizer, schedule, scaler, average)
         engine.lay_out_as_parameters(optimizer)
         if changed.keys() & resuming.OF_OPTIMIZATION:
@@ -185,13 +185,14 @@ def require_same_data(start: Start, data: DetectionData) -> None:
         )
 
 
-def require_same_steps(saved: dict[str, Any], plan: Plan) -> None:
+def require_same_steps(saved: dict[str, Any], plan: Plan, data: DetectionData, store: Store) -> None:
     """WorkspaceError when the position of the checkpoint means nothing on today's data, or lies past the end."""
     before = saved.get("steps_per_epoch", plan.steps_per_epoch)
     if before != plan.steps_per_epoch:
         raise workspace.WorkspaceError(
-            f"An epoch had {before} steps and has {plan.steps_per_epoch} with today's data: the run cannot continue. "
-            f"Start a new one from its weights: python train.py --weights {saved['run_id']} --data …"
+            f"An epoch had {before} steps and has {plan.steps_per_epoch} with today's data: the run cannot continue "
+            f"({changes.of_data(saved, data, store)}). Put the data back as they were, or "
+            f"start a new one from its weights: python train.py --weights {saved['run_id']} --data …"
         )
     if saved["step"] > plan.last_step:
         raise workspace.WorkspaceError(f"The run is at step {saved['step']} already, past step {plan.last_step}")

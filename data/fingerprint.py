@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from data.records import Record
 
 DIGITS = 16
+CLASS_BYTES = 6  # of a class name's digest: a float64 holds such a number exactly
 
 
 def of_image(record: "Record") -> str:
@@ -17,9 +18,24 @@ def of_image(record: "Record") -> str:
     return record.sha256 or hashlib.sha256(str(record.source).encode()).hexdigest()
 
 
-def contents(splits: Mapping[str, Sequence["Record"]]) -> dict[str, dict[str, str]]:
-    """{split: {name: the first digits of the image's digest}}: what every run keeps, and --splits takes."""
-    return {split: {each.name: of_image(each)[:DIGITS] for each in records} for split, records in splits.items()}
+def contents(splits: Mapping[str, Sequence["Record"]], classes: Sequence[str]) -> dict[str, dict[str, str]]:
+    """{split: {name: "the image's digest, that of its annotations"}}: what every run keeps, and --splits takes.
+
+    Annotations are the same when their classes are so by name, whatever other classes there are.
+    """
+    digests = [hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:CLASS_BYTES] for name in classes]
+    numbers = np.array([0, *(int.from_bytes(digest) for digest in digests)])
+
+    def value(record: "Record") -> str:
+        annotations = hashlib.sha256(_rows(record, numbers[record.labels]).tobytes()).hexdigest()
+        return f"{of_image(record)[:DIGITS]} {annotations[:DIGITS]}"
+
+    return {split: {each.name: value(each) for each in records} for split, records in splits.items()}
+
+
+def images_of(contents: Mapping[str, str]) -> dict[str, str]:
+    """{name: the image's digest} of one split's `contents`."""
+    return {name: value.partition(" ")[0] for name, value in contents.items()}
 
 
 def of_records(records: Sequence["Record"], classes: Sequence[str]) -> str:
@@ -32,7 +48,7 @@ def of_records(records: Sequence["Record"], classes: Sequence[str]) -> str:
     for record in records:
         name = record.name.rpartition("/")[2]
         digest.update(f"\n{name}\0{of_image(record)} {record.width}x{record.height}".encode())
-        digest.update(_rows(record).tobytes())
+        digest.update(_rows(record, record.labels).tobytes())
     return digest.hexdigest()[:DIGITS]
 
 
@@ -41,8 +57,8 @@ def of_splits(digests: dict[str, str]) -> str:
     return hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()[:DIGITS]
 
 
-def _rows(record: "Record") -> np.ndarray:
+def _rows(record: "Record", labels: np.ndarray) -> np.ndarray:
     """One row of integers an object, sorted; 1/100 px is finer than annotations are and coarser than rounding."""
-    columns = [record.boxes * 100, record.labels, record.iscrowd, record.area]
+    columns = [record.boxes * 100, labels, record.iscrowd, record.area]
     rows = np.column_stack([np.round(column) for column in columns]).astype("<i8")
     return rows[np.lexsort(rows.T)]

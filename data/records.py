@@ -122,8 +122,8 @@ class DetectionData:
 
     @property
     def contents(self) -> dict[str, dict[str, str]]:
-        """{split: {name: 16 hex digits of the image}}."""
-        return fingerprint.contents(self.splits)
+        """{split: {name: hex digits of the image, and of its annotations}}."""
+        return fingerprint.contents(self.splits, self.classes)
 
     def describe(self, named: int = 0) -> list[str]:
         """Lines for people: what was found, and of each kind of defect how many and the first `named` of them."""

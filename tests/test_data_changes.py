@@ -10,6 +10,7 @@ import changes
 import prepare
 import resuming
 from commandline import ConfigError
+from data import fingerprint
 from data.open import open_data
 from data_options import DataOptions
 from evaluate import notes_on_data
@@ -71,10 +72,44 @@ def test_what_differs_is_said_by_split_and_image(checkpoint, store, folder):
     spoil(folder)
     data = open_data(folder)
     assert changes.of_data(checkpoint, data, store) == (
-        "train differs (images: 1 gone, such as train/00000.png; 1 with other content, such as train/00001.png), "
-        "val differs (images: 1 more, such as val/moved.png), test differs (the same images, otherwise annotated)"
+        "train differs (images: 1 gone: train/00000.png; 1 with other content: train/00001.png), "
+        "val differs (images: 1 more: val/moved.png), test differs (the same images; annotations of 1: test/00001.png)"
     )
     assert changes.of_data(checkpoint, data, None) == "train differs, val differs, test differs"
+
+
+def test_both_images_and_annotations_that_differ_are_said_and_classes_by_another_name(checkpoint, store, folder):
+    train = folder / "annotations" / "instances_train.json"
+    content = json.loads(train.read_text())
+    content["images"] = content["images"][1:]
+    for path in train.parent.iterdir():
+        other = content if path == train else json.loads(path.read_text())
+        for category in other["categories"]:
+            category |= {"name": category["name"].replace("square", "Square"), "id": 10 - category["id"]}
+        for annotation in other["annotations"]:
+            annotation["category_id"] = 10 - annotation["category_id"]
+        path.write_text(json.dumps(other))
+    assert changes.of_data(checkpoint, open_data(folder), store) == (
+        "classes differ (gone: square; new: 'Square' (is it 'square'?)), "
+        "train differs (images: 1 gone: train/00000.png), "
+        "val differs (the same images and annotations), test differs (the same images and annotations)"
+    )
+    for annotation in content["annotations"]:
+        annotation["bbox"][3] -= 1
+    train.write_text(json.dumps(content))
+    said = changes.of_data(checkpoint, open_data(folder), store)
+    assert "train differs (images: 1 gone: train/00000.png; annotations of" in said
+    assert "train/00001.png, " in said and said.count(".png") == 4
+
+
+def test_the_contents_of_a_run_from_before_annotations_were_kept_tell_images(checkpoint, folder, monkeypatch):
+    kept = {split: fingerprint.images_of(contents) for split, contents in open_data(folder).contents.items()}
+    monkeypatch.setattr(changes, "contents_of", lambda *_: kept)
+    spoil(folder)
+    assert changes.of_data(checkpoint, open_data(folder), None) == (
+        "train differs (images: 1 gone: train/00000.png; 1 with other content: train/00001.png), "
+        "val differs (images: 1 more: val/moved.png), test differs (the same images, otherwise annotated)"
+    )
 
 
 def test_an_evaluation_says_what_flatters_its_score(checkpoint, store, folder):
@@ -112,6 +147,6 @@ def test_a_run_goes_on_with_its_splits_file_at_another_place_if_the_data_are_the
     contents["val"] |= {"train/00000.png": contents["train"].pop("train/00000.png")}
     file.write_text(json.dumps(contents))
     with pytest.raises(
-        ConfigError, match=r"--splits .*moved\.json .*train differs \(images: 1 gone, .*test is the same"
+        ConfigError, match=r"--splits .*moved\.json .*train differs \(images: 1 gone: .*test is the same"
     ):
         prepare.require_same_data(start, open_data(folder, start.config))

@@ -90,4 +90,5 @@ def publish(source: Path, entry: dict[str, Any], *, how: str, store: Any) -> str
         aside = None if can_go else move_aside(workspace.PUBLISHED)
         record.put(source, workspace.PUBLISHED, entry)
     kept = f"; what was there exists nowhere else and is kept as {aside.name}" if aside else ""
-    return f"published to {workspace.PUBLISHED.relative_to(workspace.ROOT)}{kept}"
+    replaced = f", in place of {workspace.introduce(there)}" if other not in (None, entry["run_id"]) else ""
+    return f"published to {workspace.PUBLISHED.relative_to(workspace.ROOT)}{replaced}{kept}"

@@ -312,8 +312,9 @@ def test_a_live_runs_file_stays_unless_always_and_a_dead_ones_goes(hold):
 def test_what_was_seen_elsewhere_is_replaced_and_what_exists_only_here_is_kept():
     entry = restored("run-b", 5)
     shelf = Shelf(stored(0, 5, sha256=entry["sha256"], run_id="run-b"))
-    assert published("run-a", 10, store=shelf) == "published to models/faster_rcnn/checkpoint.pth"
-    assert kept() == []
+    said = published("run-a", 10, store=shelf)
+    assert said == f"published to models/faster_rcnn/checkpoint.pth, in place of {workspace.introduce(entry)}"
+    assert "(run-b), epoch 0" in said and kept() == []
     restored("run-b", 5)
     published("run-a", 11, store=Shelf(*shelf.has, gone=True))  # known, but its file was removed
     [aside] = kept()
@@ -321,7 +322,7 @@ def test_what_was_seen_elsewhere_is_replaced_and_what_exists_only_here_is_kept()
     restored("run-c", 6)
     outcome = published("run-a", 20, store=shelf)
     [aside] = kept()
-    assert aside.name in outcome and "nowhere else" in outcome
+    assert aside.name in outcome and "nowhere else" in outcome and "(run-c)" in outcome
     assert record.inspect(aside).entry["run_id"] == "run-c"
     assert there() == ("run-a", 20)
 

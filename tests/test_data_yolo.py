@@ -44,19 +44,28 @@ def test_roboflows_yaml_with_its_dots_and_its_missing_test_split(tmp_path):
         assert (data.format, data.classes, list(data.splits)) == ("yolo", ("cat", "dog"), ["train", "val"])
         assert boxes(data) == {"a.jpg": [BOX]}
         assert [(d.kind, d.severity, d.split) for d in data.defects] == [("split-missing", "warning", "test")]
-        assert "read as data.yaml says" in "\n".join(data.describe())
+        assert (
+            "read as data.yaml says, but of its paths these were found elsewhere: "
+            "train: ../train/images → train/images, val: ../valid/images → valid/images\n"
+        ) in "\n".join(data.describe())
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "elsewhere"),
     [
-        "path: /home/someone/sets/mine\ntrain: images/train\nval: [images/val]\nnames: {0: cat, 5: dog}",
-        "path: .\ntrain: ['images/train']\nvalid: images/val\nnames:\n  0: cat\n  5: dog\n",
-        "train: C:\\sets\\mine\\images\\train\nval: /content/mine/images/val\nnames: {0: cat, 5: dog}",
-        "train: lists/train.txt\nval: images/val\nnames: {0: cat, 5: dog}",
+        (
+            "path: /home/someone/sets/mine\ntrain: images/train\nval: [images/val]\nnames: {0: cat, 5: dog}",
+            ["train: /home/someone/sets/mine/images/train → images/train", "val: /home/"],
+        ),
+        ("path: .\ntrain: ['images/train']\nvalid: images/val\nnames:\n  0: cat\n  5: dog\n", []),
+        (
+            "train: C:\\sets\\mine\\images\\train\nval: /content/mine/images/val\nnames: {0: cat, 5: dog}",
+            ["train: C:\\sets\\mine\\images\\train → images/train", "val: /content/mine/images/val → images/val"],
+        ),
+        ("train: lists/train.txt\nval: images/val\nnames: {0: cat, 5: dog}", []),
     ],
 )
-def test_paths_of_a_yaml_lead_to_the_images_wherever_it_was_written(tmp_path, text):
+def test_paths_of_a_yaml_lead_to_the_images_wherever_it_was_written(tmp_path, text, elsewhere):
     for split, rows in (("train", {"a b": "5 0.5 0.5 0.5 0.2", "ü#": ROW}), ("val", {"v": ROW})):
         write_pairs(tmp_path / "images" / split, tmp_path / "labels" / split, rows)
     (tmp_path / "lists").mkdir()
@@ -65,6 +74,8 @@ def test_paths_of_a_yaml_lead_to_the_images_wherever_it_was_written(tmp_path, te
     (tmp_path / "args.yaml").write_text("task: detect\nval: true\n")  # Ultralytics leaves its settings about
     data = open_data(tmp_path)
     assert data.classes == ("cat", "dog") and data.defects == []
+    (note,) = data.notes
+    assert note.count("→") == len(elsewhere) and all(each in note for each in elsewhere)
     assert boxes(data) == {"a b.jpg": [BOX], "ü#.jpg": [BOX]}
     assert [record.labels.tolist() for record in data.records("train")] == [[2], [1]]
 

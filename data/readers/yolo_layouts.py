@@ -1,5 +1,6 @@
 """How a YOLO data set is laid out: by a YAML file, by Darknet's .data file, by a list, or by its folders alone."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -9,7 +10,7 @@ from typing import Any
 import yaml
 
 from data.readers.layout import SPLIT_NAMES, listed, one_of_several, split_of_folder
-from data.readers.locate import folders_in, images_under, is_image
+from data.readers.locate import folders_in, images_under, is_image, relative_name
 from data.readers.yolo import IMAGE_FOLDERS, YoloPlan, YoloSplit, labels_folder
 from data.records import DataError, Defect
 
@@ -54,7 +55,7 @@ def plan_of_yaml(path: Path) -> YoloPlan:
     if str(count).isdigit() and int(count) != len(names) and not isinstance(content["names"], dict):
         raise DataError(f"{path} names {len(names)} classes, but says nc: {count}. Make the two agree.")
     bases = _bases(path, content.get("path"))
-    splits, defects = {}, []
+    splits, defects, instead = {}, [], []
     for key, value in content.items():
         split = SPLIT_NAMES.get(str(key).lower())
         if split is None or not value:
@@ -71,10 +72,12 @@ def plan_of_yaml(path: Path) -> YoloPlan:
                 "Mend the path (it is relative to the YAML file, or to its path:)."
             )
         splits[split] = _split_of(path, places)
+        for entry, place in zip(entries, places, strict=True):
+            instead += _taken_instead(path, [path.parent / str(content.get("path") or "")], key, str(entry), place)
     if not splits:
         raise DataError(f"{path} has no train: and no val:, so it leads to no images.")
     keypoints = "kpt_shape" in content
-    notes = [f"read as {path.name} says"]
+    notes = [_as_said(path, instead)]
     return YoloPlan(root=path.parent, names=names, splits=splits, has_keypoints=keypoints, defects=defects, notes=notes)
 
 
@@ -128,6 +131,20 @@ def _resolved(bases: Sequence[Path], entry: str) -> Path | None:
     return next((place for place in places if place.exists()), None)
 
 
+def _taken_instead(source: Path, bases: Sequence[Path], key: str, entry: str, place: Path) -> list[str]:
+    """A line where what is read is not where the path leads, as it is written, from one of the `bases`."""
+    written = [os.path.normpath(base / entry.replace("\\", "/")) for base in bases]
+    if os.path.normpath(place) in written:
+        return []
+    shown = (relative_name(each, source.parent) for each in (bases[0] / entry, place))
+    return [f"{key}: {' → '.join(shown)}"]
+
+
+def _as_said(source: Path, instead: Sequence[str]) -> str:
+    found = f", but of its paths these were found elsewhere: {', '.join(instead)}" if instead else ""
+    return f"read as {source.name} says{found}"
+
+
 def _split_of(source: Path, places: Sequence[Path]) -> YoloSplit:
     folders = [place for place in places if place.is_dir()]
     lists = [place for place in places if place.suffix.lower() == ".txt"]
@@ -143,17 +160,18 @@ def _split_of(source: Path, places: Sequence[Path]) -> YoloSplit:
 def plan_of_darknet(path: Path) -> YoloPlan:
     """The plan of Darknet's obj.data: train =, valid = and names = files."""
     pairs, bases = _pairs(path), [path.parent, path.parent.parent]
-    splits = {}
+    splits, instead = {}, []
     for key in ("train", "valid", "val", "test"):
         place = pairs.get(key) and _resolved(bases, pairs[key])
         if place:
+            instead += _taken_instead(path, bases, key, pairs[key], place)
             splits.setdefault(SPLIT_NAMES[key], _split_of(path, [place]))
         elif key == "train":
             raise DataError(f"{path} has train = {pairs[key]}, which is not there. Mend the path.")
     names = _resolved(bases, pairs.get("names", "obj.names"))
     if names is None:
         raise DataError(f"{path} has names = {pairs.get('names')}, which is not there. Mend the path.")
-    return YoloPlan(root=path.parent, names=_names_in(names), splits=splits, notes=[f"read as {path.name} says"])
+    return YoloPlan(root=path.parent, names=_names_in(names), splits=splits, notes=[_as_said(path, instead)])
 
 
 def _pairs(path: Path) -> dict[str, str]:

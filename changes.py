@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 OF_ONE_START = ("resume", "from_run", "strict", "dry_run", "allow_change", "tag", "run_name")
 CHANGED = "changed_"
 DISK = ("keep", "disk_budget")
-CONTENTS = "data/splits.json"  # a run's artifact: data.fingerprint.contents
+CONTENTS = "data/splits.json"  # a run's artifact: data.fingerprint.contents of the data that it began with
+DATA_DIFFER = "note: the data differ"
 NAMED = 3  # images, of each kind of change
 
 
@@ -28,10 +29,19 @@ def changed_tag(step: int) -> str:
     return f"{CHANGED}at_step_{step:06d}"
 
 
-def contents_of(store: Any, run_id: str | None) -> dict[str, dict[str, str]]:
-    """The data.fingerprint.contents of each split as the run had it; nothing where the store cannot tell."""
+def contents_since(fingerprint: str) -> str:
+    """The artifact with the contents of the data of that fingerprint, with which a run went on."""
+    return CONTENTS.replace(".json", f"-{fingerprint}.json")
+
+
+def contents_of(store: Any, run_id: str | None, fingerprint: str | None = None) -> dict[str, dict[str, str]]:
+    """The data.fingerprint.contents of the data that the run began with; nothing where the store cannot tell.
+
+    Those of the given fingerprint, where the run went on with such data.
+    """
     try:
-        return (run_id and store and store.read_json(run_id, CONTENTS)) or {}
+        since = run_id and store and fingerprint and store.read_json(run_id, contents_since(fingerprint))
+        return since or (run_id and store and store.read_json(run_id, CONTENTS)) or {}
     except (StoreError, ValueError):  # of a run that is unknown there, too
         return {}
 
@@ -54,7 +64,8 @@ def of_data(saved: dict[str, Any], data: "DetectionData", store: Any) -> str:
         elif data.split_fingerprint(split) == before[split]:
             parts.append(f"{split} is the same")
         else:
-            contents = contents_of(store, saved.get("run_id")) if contents is None else contents
+            if contents is None:
+                contents = contents_of(store, saved.get("run_id"), saved["dataset"].get("fingerprint"))
             classes = [_before_renaming(name, gone, new) for name in data.classes]
             now = fingerprint.contents({split: data.records(split)}, classes)[split]
             parts.append(f"{split} differs" + _in_what(contents.get(split), now))
@@ -100,7 +111,7 @@ def differences(
     if saved["dataset"]["fingerprint"] != data.fingerprint:
         was, now = saved["dataset"], f"{data.name}, fingerprint {data.fingerprint}"
         which = of_data(saved, data, store)
-        notes.append(f"note: the data differ ({was['name']}, fingerprint {was['fingerprint']} → {now}): {which}")
+        notes.append(f"{DATA_DIFFER} ({was['name']}, fingerprint {was['fingerprint']} → {now}): {which}")
     if saved["code_version"] != code["commit"]:
         files = environment.changed_files(workspace.ROOT, saved["code_version"]) if saved["code_version"] else []
         named = f": {', '.join(files[:10])}{', …' if len(files) > 10 else ''}" if files else ""

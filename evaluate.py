@@ -225,8 +225,9 @@ def notes_on_data(
     notes = []
     if is_own and split in before:
         notes.append(f"note: the data are not as they were in training: {changes.of_data(checkpoint, data, store)}")
-    known = changes.contents_of(store, checkpoint.get("run_id"))
-    trained_on = set(images_of(known.get("train", {})).values())
+    run_id, fingerprint = checkpoint.get("run_id"), (checkpoint.get("dataset") or {}).get("fingerprint")
+    first, known = changes.contents_of(store, run_id), changes.contents_of(store, run_id, fingerprint)
+    trained_on = {image for each in (first, known) for image in images_of(each.get("train", {})).values()}
     images = images_of(contents({split: data.records(split)}, data.classes)[split])
     if not notes and images and set(images.values()) == set(images_of(known.get(split, {})).values()):
         notes.append(f"note: these are the images of the {split!r} that training knew, otherwise annotated")

@@ -10,7 +10,7 @@ import torch
 
 import data_report
 import metrics
-from changes import CONTENTS, changed_tag
+from changes import CONTENTS, DATA_DIFFER, changed_tag, contents_since
 from live_run import LiveRun
 from models.registry import recipes_of
 from prepare import Job
@@ -38,6 +38,8 @@ def log_beginning(run: LiveRun, job: Job) -> None:
             tracked.tags({changed_tag(step): notes[:LONGEST_TAG]})
         if job.changed:
             log_configuration(tracked, job)
+        if any(note.startswith(DATA_DIFFER) for note in job.notes):
+            tracked.text(json.dumps(job.data.contents, indent=1), contents_since(job.data.fingerprint))
         return
     machine = environment.environment()
     on_cpu = f"{machine['cpus']} cores of {machine['cpu']}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import changes
 import engine
 import evaluate
 import fetching
@@ -180,6 +181,20 @@ def test_a_run_is_not_continued_on_data_of_another_length(home, small, coco_fold
     with pytest.raises(WorkspaceError, match="at step 3 already"):
         folder.update(config=config | {"data": small.data})
         train.main(replace(small, resume=run_id, max_steps=2))
+
+
+def test_what_differs_is_told_from_the_data_that_a_run_went_on_with(home, small, coco_folder, tmp_path):
+    mine = replace(small, data=str(shutil.copytree(coco_folder, tmp_path / "shapes")))
+    run_id = train.main(replace(mine, max_steps=2))
+    annotations = Path(mine.data) / "annotations" / "instances_train.json"
+    content = json.loads(annotations.read_text())
+    content["annotations"][0]["bbox"][2] -= 1
+    annotations.write_text(json.dumps(content))
+    train.main(replace(mine, resume=run_id, max_steps=3))
+    saved, store = last_checkpoint(run_id), open_store()
+    assert changes.of_data(saved, open_data(mine.data), store).count("is the same") == 3
+    said = changes.of_data(saved, open_data(coco_folder), store)
+    assert said.startswith("train differs (the same images; annotations of 1: train/")
 
 
 def test_a_run_that_cannot_begin_is_failed_and_leaves_no_lock(home, small, monkeypatch):

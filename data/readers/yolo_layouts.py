@@ -133,8 +133,11 @@ def _resolved(bases: Sequence[Path], entry: str) -> Path | None:
 
 def _taken_instead(source: Path, bases: Sequence[Path], key: str, entry: str, place: Path) -> list[str]:
     """A line where what is read is not where the path leads, as it is written, from one of the `bases`."""
-    written = [os.path.normpath(base / entry.replace("\\", "/")) for base in bases]
-    if os.path.normpath(place) in written:
+    plain = entry.replace("\\", "/")
+    inside = re.sub(r"^(\.\./)+", "", plain)
+    # Roboflow's usual ../train/images beside train/ needs no word, but where there is something by the letter too.
+    written = [base / (plain if (base / plain).exists() else inside) for base in bases]
+    if os.path.normpath(place) in map(os.path.normpath, written):
         return []
     shown = (relative_name(each, source.parent) for each in (bases[0] / entry, place))
     return [f"{key}: {' → '.join(shown)}"]

@@ -11,6 +11,8 @@ LEGIBLE = 400  # pixels on the longer side: below it a drawn word cannot be read
 PADDING = 3  # pixels around a label's text
 TITLE_PIXELS, GAP_PIXELS = 28, 8
 LONGEST_LABEL = 22  # characters beside a picture's curves
+MOST_CURVES = 16  # in one picture
+LEGIBLE_CELLS = 41  # classes of a matrix up to which its numbers can be read
 WHITE = 255
 
 History = Mapping[str, Sequence[tuple[int, float]]]  # (step, value) by metric
@@ -132,28 +134,111 @@ def ap_curves(
         axes.set_ylim(0, 1)
 
 
+def precision_recall_curves(curves: Mapping[float, Mapping[str, np.ndarray]], path: Path) -> None:
+    """Precision at COCO's 101 recalls as a PNG file: a panel for each IoU, the mean strong, classes thin.
+
+    Of many classes those of the lowest AP at the first IoU are drawn, which the title says.
+    """
+    first = next(iter(curves.values()))
+    shown = sorted(first, key=lambda name: first[name].mean())[:MOST_CURVES]
+    with _axes(path, "recall", "precision", panels=len(curves)) as all_axes:
+        for axes, (iou, by_class) in zip(np.atleast_1d(all_axes), curves.items(), strict=True):
+            recalls = np.linspace(0, 1, 101)
+            for name in shown:
+                axes.plot(recalls, by_class[name], label=_short(name), linewidth=1.2)
+            if by_class:
+                axes.plot(
+                    recalls, np.mean(list(by_class.values()), axis=0), "k", label="mean of classes", linewidth=2.5
+                )
+            which = f", the {len(shown)} lowest of {len(first)} classes" if len(shown) < len(first) else ""
+            axes.set(title=f"IoU {iou:.2f} or more{which}", xlim=(0, 1), ylim=(0, 1.02))
+
+
+def threshold_curves(
+    curves: Mapping[str, np.ndarray], thresholds: np.ndarray, path: Path, *, best: float, x: str
+) -> None:
+    """Values in 0..1 by score threshold, (N,) each, as a PNG file; `best` is marked."""
+    with _axes(path, x, "") as axes:
+        for name, values in curves.items():
+            axes.plot(thresholds, values, label=name, linewidth=2.5 if name == "F1" else 1.5)
+        axes.axvline(best, color="grey", linewidth=1, linestyle=":", label=f"best F1, at {best:.3f}")
+        axes.set(xlim=(0, 1), ylim=(0, 1.02))
+
+
+def confusion_matrix(names: Sequence[str], counts: np.ndarray, path: Path, *, title: str) -> None:
+    """Counts (N, N), rows the ground truth and columns the detections, as a PNG file; shaded by share of the row."""
+    from matplotlib.figure import Figure
+
+    inches = min(24.0, 4 + 0.45 * len(names))
+    figure = Figure(figsize=(inches + 1, inches), layout="constrained")
+    axes = figure.add_subplot()
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shading = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(shading, label="share of the row", shrink=0.8)
+    places, texts = range(len(names)), [_short(name) for name in names]
+    axes.set_xticks(places, texts, rotation=90 if len(names) > 6 else 0)
+    axes.set_yticks(places, texts)
+    axes.set(xlabel="detected as", ylabel="ground truth", title=title)
+    if len(names) <= LEGIBLE_CELLS:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                color = "white" if share[row, column] > 0.5 else "black"
+                axes.text(column, row, f"{count}", ha="center", va="center", color=color, fontsize=9)
+    paint(figure, path)
+
+
+def class_bars(
+    values: Mapping[str, float], intervals: Mapping[str, tuple[float, float]], path: Path, *, x: str
+) -> None:
+    """A bar a class with its interval where there is one, the highest on top, as a PNG file."""
+    from matplotlib.figure import Figure
+
+    names = sorted(values, key=lambda name: values[name])
+    figure = Figure(figsize=(9, 1.5 + 0.3 * len(names)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh(range(len(names)), [values[name] for name in names], color="tab:blue", alpha=0.6, height=0.7)
+    for row, name in enumerate(names):
+        if name in intervals:
+            axes.plot(intervals[name], [row, row], color="black", linewidth=1.5, marker="|", markersize=8)
+    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    axes.set(xlabel=x, xlim=(0, 1), ylim=(-0.6, len(names) - 0.4))
+    axes.grid(alpha=0.3, axis="x")
+    paint(figure, path)
+
+
 def _short(name: str) -> str:
     return name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…"
 
 
 class _axes:
-    """The axes of one picture; leaving the context writes it. No pyplot: that keeps every figure it ever made."""
+    """The axes of one picture, or of its panels side by side; leaving the context writes it.
 
-    def __init__(self, path: Path, x: str, y: str):
+    No pyplot: that keeps every figure it ever made.
+    """
+
+    def __init__(self, path: Path, x: str, y: str, *, panels: int = 1):
         from matplotlib.figure import Figure
 
         self.path = path
-        self.figure = Figure(figsize=(9, 5))
-        self.axes = self.figure.add_axes((0.07, 0.1, 0.72, 0.87))  # matplotlib's own layout draws everything twice
-        self.axes.set(xlabel=x, ylabel=y)
-        self.axes.grid(alpha=0.3)
+        self.figure = Figure(figsize=(9 if panels == 1 else 6 * panels, 5))
+        # matplotlib's own layout draws everything twice
+        left, right = 0.63 / self.figure.get_figwidth(), 1.89 / self.figure.get_figwidth()
+        width = (1 - right - left * panels) / panels
+        bottom_to_top = (0.1, 0.87 if panels == 1 else 0.82)
+        self.axes = [
+            self.figure.add_axes((left + panel * (left + width), bottom_to_top[0], width, bottom_to_top[1]))
+            for panel in range(panels)
+        ]
+        for axes in self.axes:
+            axes.set(xlabel=x, ylabel=y)
+            axes.grid(alpha=0.3)
 
     def __enter__(self):
-        return self.axes
+        return self.axes[0] if len(self.axes) == 1 else self.axes
 
     def __exit__(self, kind: type | None, *rest: object) -> None:
         if kind is None:
-            self.axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+            self.axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
             paint(self.figure, self.path)
 
 

@@ -1,43 +1,19 @@
-"""COCO metrics: worked out by hand, and equal to pycocotools run on the same JSON."""
+"""COCO metrics: worked out by hand, and equal to pycocotools run on the same JSON, whoever computes them."""
 
 import contextlib
 import io
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import REAL_DATA, needs_real_data
+from detections import found, image, random_case
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from metrics import NAMES, coco_ground_truth, coco_metrics, coco_results
+from metrics import NAMES, SCORERS, coco_ground_truth, coco_metrics, coco_results
 
 THRESHOLDS = 10  # IoU 0.50, 0.55 … 0.95
-
-
-def image(image_id: int, boxes=(), labels=(), *, crowd=None, area=None):
-    """A record as data/ makes them, as far as metrics look at it."""
-    boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-    sides = boxes[:, 2:] - boxes[:, :2]
-    return SimpleNamespace(
-        image_id=image_id,
-        name=f"{image_id}.png",
-        width=640,
-        height=480,
-        boxes=boxes,
-        labels=np.array(labels, dtype=np.int64),
-        iscrowd=np.array(crowd or [0] * len(boxes), dtype=np.uint8),
-        area=sides.prod(axis=1) if area is None else np.array(area),
-    )
-
-
-def found(image_id: int, boxes=(), labels=(), scores=()):
-    return SimpleNamespace(
-        image_id=image_id,
-        boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        labels=np.array(labels, dtype=np.int64),
-        scores=np.array(scores, dtype=np.float32),
-    )
 
 
 def score(records, detections, classes=("cat",)):
@@ -61,7 +37,8 @@ def test_three_boxes_worked_out_by_hand():
     assert scores["metrics"]["AP50"] == pytest.approx(expected)
     assert scores["metrics"]["AR_100"] == pytest.approx(2 / 3)
     assert scores["metrics"]["AR_1"] == pytest.approx(1 / 3)
-    assert scores["per_class"] == {"cat": {"AP": pytest.approx(expected), "AP50": pytest.approx(expected)}}
+    values = {"AP": expected, "AP50": expected, "AR_100": 2 / 3}
+    assert scores["per_class"] == {"cat": pytest.approx(values)}
 
 
 def test_ap_averages_over_ten_thresholds():
@@ -69,7 +46,7 @@ def test_ap_averages_over_ten_thresholds():
     scores = score([image(1, [[0, 0, 100, 100]], [1])], [found(1, [[0, 0, 72, 100]], [1], [0.5])])
     assert scores["metrics"]["AP"] == pytest.approx(5 / THRESHOLDS)
     assert (scores["metrics"]["AP50"], scores["metrics"]["AP75"]) == (pytest.approx(1), 0)
-    assert scores["per_class"]["cat"] == {"AP": pytest.approx(0.5), "AP50": pytest.approx(1)}
+    assert scores["per_class"]["cat"] == pytest.approx({"AP": 0.5, "AP50": 1, "AR_100": 0.5})
 
 
 def test_the_order_of_scores_counts_and_not_the_order_given():
@@ -93,7 +70,7 @@ def test_nothing_found_is_zero_and_not_an_error():
     for detections in ([], [found(1)]):
         scores = score([image(1, [A], [1])], detections)
         assert scores["metrics"]["AP"] == scores["metrics"]["AR_100"] == 0
-        assert scores["per_class"] == {"cat": {"AP": 0, "AP50": 0}}
+        assert scores["per_class"] == {"cat": {"AP": 0, "AP50": 0, "AR_100": 0}}
 
 
 def test_what_has_no_ground_truth_is_left_out():
@@ -130,34 +107,13 @@ def test_at_most_a_hundred_detections_an_image_count():
     assert scores["metrics"]["AP"] == 0
 
 
-def random_case(seed: int):
-    """Images with boxes of all sizes and crowds, and detections near them, missing and made up."""
-    random = np.random.default_rng(seed)
-
-    def boxes(count: int) -> np.ndarray:
-        corners = random.uniform(0, 300, (count, 2))
-        return np.hstack([corners, corners + np.exp(random.uniform(1, 5, (count, 2)))])
-
-    records, detections = [], []
-    for image_id in range(1, 13):
-        truth = boxes(random.integers(0, 6))
-        labels = random.integers(1, 4, len(truth))
-        crowd = (random.random(len(truth)) < 0.2).astype(int).tolist()
-        records.append(image(image_id, truth, labels, crowd=crowd))
-        kept = random.random(len(truth)) < 0.8
-        moved = truth[kept] + random.normal(0, 3, (kept.sum(), 4))
-        moved = np.vstack([moved, boxes(random.integers(0, 4))])
-        moved = np.hstack([moved[:, :2], np.maximum(moved[:, 2:], moved[:, :2] + 1)])
-        guessed = np.concatenate([labels[kept], random.integers(1, 4, len(moved) - kept.sum())])
-        detections.append(found(image_id, moved, guessed, random.random(len(moved)).round(1)))
-    return records, detections
-
-
-def pycocotools_alone(folder, category_ids=None):
+def pycocotools_alone(truth, results, folder, category_ids=None):
     """pycocotools as its own example runs it, on files."""
+    for name, content in {"truth": truth, "results": results}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(folder / "truth.json")
-        evaluation = COCOeval(truth, truth.loadRes(str(folder / "results.json")), "bbox")
+        coco = COCO(folder / "truth.json")
+        evaluation = COCOeval(coco, coco.loadRes(str(folder / "results.json")), "bbox")
         evaluation.params.catIds = category_ids or evaluation.params.catIds
         evaluation.evaluate()
         evaluation.accumulate()
@@ -165,19 +121,58 @@ def pycocotools_alone(folder, category_ids=None):
     return dict(zip(NAMES, evaluation.stats.tolist(), strict=True))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_scores_equal_pycocotools_on_the_dumped_files(tmp_path, seed):
-    classes = ("cat", "dog", "owl")
+def assert_equal_to_pycocotools(truth, results, folder, scorer):
+    """All 12 numbers, and each class's own, are those of pycocotools."""
+    ours, theirs = coco_metrics(truth, results, scorer=scorer), pycocotools_alone(truth, results, folder)
+    assert ours["metrics"] == pytest.approx({key: value for key, value in theirs.items() if value != -1}, abs=1e-12)
+    assert 0.02 < theirs["AP"] < 0.95
+    for category in truth["categories"]:
+        alone = pycocotools_alone(truth, results, folder, [category["id"]])
+        if alone["AP"] == -1:
+            assert category["name"] not in ours["per_class"]
+        else:
+            expected = {key: pytest.approx(alone[key], abs=1e-12) for key in ("AP", "AP50", "AR_100")}
+            assert ours["per_class"][category["name"]] == expected
+    return ours
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+@pytest.mark.parametrize("seed", range(4))
+def test_scores_equal_pycocotools_on_the_dumped_files(tmp_path, seed, scorer):
     records, detections = random_case(seed)
-    truth, results = coco_ground_truth(records, classes), coco_results(detections)
-    (tmp_path / "truth.json").write_text(json.dumps(truth))
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    ours, theirs = coco_metrics(truth, results), pycocotools_alone(tmp_path)
-    assert ours["metrics"] == {name: value for name, value in theirs.items() if value != -1}
-    assert 0.05 < theirs["AP"] < 0.95
-    for label, name in enumerate(classes, start=1):
-        of_class = pycocotools_alone(tmp_path, [label])
-        assert ours["per_class"][name] == {key: pytest.approx(of_class[key], abs=1e-12) for key in ("AP", "AP50")}
+    truth, results = coco_ground_truth(records, ("cat", "dog", "owl")), coco_results(detections)
+    assert set(assert_equal_to_pycocotools(truth, results, tmp_path, scorer)["per_class"]) == {"cat", "owl"}
+
+
+@needs_real_data
+@pytest.mark.parametrize("name", ["bccd", "facemask"])
+def test_scores_equal_pycocotools_on_real_boxes(name, tmp_path):
+    from data.open import open_data
+
+    data = open_data(f"{REAL_DATA}/{name}")
+    records, random, detections = data.records("train"), np.random.default_rng(0), []
+    for record in records:
+        twice = np.repeat(record.boxes, 2, axis=0)
+        moved = twice + random.normal(0, 0.08, twice.shape) * np.tile(twice[:, 2:] - twice[:, :2], 2)
+        moved[:, 2:] = np.maximum(moved[:, 2:], moved[:, :2] + 1)
+        labels, scores = np.repeat(record.labels, 2), random.random(len(twice)).round(2)
+        detections.append(found(record.image_id, moved, labels, scores))
+    truth = coco_ground_truth(records, data.classes)
+    assert_equal_to_pycocotools(truth, coco_results(detections), tmp_path, SCORERS[0])
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_an_annotation_whose_id_is_0_counts_as_any_other(scorer):
+    """pycocotools alone takes a match with it for none."""
+    truth, results = coco_ground_truth([image(1, [A, B], [1, 1])], ("cat",)), coco_results([found(1, [A], [1], [0.9])])
+    renumbered = truth | {"annotations": [each | {"id": each["id"] - 1} for each in truth["annotations"]]}
+    assert coco_metrics(renumbered, results, scorer=scorer) == coco_metrics(truth, results, scorer=scorer)
+
+
+def test_detections_in_other_images_than_those_of_the_ground_truth_are_refused():
+    truth, results = coco_ground_truth([image(1, [A], [1])], ("cat",)), coco_results([found(2, [A], [1], [0.9])])
+    with pytest.raises(ValueError, match=r"1 images .* such as image_id 2"):
+        coco_metrics(truth, results)
 
 
 def test_ground_truth_and_results_are_as_coco_has_them():

@@ -133,6 +133,12 @@ def test_evaluate_equals_pycocotools_on_what_it_exports(trained, run_here, tmp_p
     assert {(image["width"], image["height"]) for image in truth.dataset["images"]} == {(128, 96)}
     evaluation_run = stored(trained).run(report["evaluation_run_id"])
     assert evaluation_run.metrics["eval/shapes/val/AP"] == pytest.approx(report["metrics"]["AP"])
+    low, high = report["intervals"]["metrics"]["AP"]
+    assert low <= report["metrics"]["AP"] <= high
+    assert evaluation_run.metrics["eval/shapes/val/AP_low"] == pytest.approx(low)
+    assert 0 < report["latency"]["forward_ms"] < report["latency"]["whole_ms"]
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["intervals"] == report["intervals"]
+    assert {path.stem for path in (tmp_path / "out" / "figures").iterdir()} >= {"precision_recall", "ap_by_class"}
     assert (evaluation_run.tags["source_run_id"], evaluation_run.name) == (trained.run_id, "small on shapes val")
     assert report["model_id"] in {one.model_id for one in stored(trained).checkpoints(trained.run_id)}
 
@@ -160,6 +166,7 @@ BAD_INPUT = {
     "neither a RUN nor a file": (("restore.py",), 2, "Give a RUN"),
     "no run to choose from": (("evaluate.py", "--which", "0"), 2, "give --run"),
     "negative workers": (("evaluate.py", "--workers", "-1"), 2, "--workers"),
+    "negative replicates": (("evaluate.py", "--replicates", "-1"), 2, "--replicates"),
     "an empty argument": (("restore.py", "small", "--output", ""), 2, "empty"),
     "an experiment without a name": (("train.py", "--experiment", " "), 2, "--experiment"),
     "a CPU that is not there": (("train.py", *SMALL, "--device", "cpu:9"), 2, "cpu:9"),

@@ -8,7 +8,7 @@ from tracking.deliver import deliver
 from tracking.errors import StoreError
 from tracking.journal import Journal
 from tracking.records import EVALUATION, StoredCheckpoint
-from tracking.run import PER_CLASS, Dataset, TrackedRun
+from tracking.run import Dataset, TrackedRun
 
 
 def log_evaluation(
@@ -25,13 +25,13 @@ def log_evaluation(
     params: Mapping[str, object] | None = None,
     tags: Mapping[str, object] | None = None,
     files: Mapping[Path, str | None] | None = None,
-    table: tuple[Sequence[str], Sequence[Sequence[object]]] | None = None,
+    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[object]]]] | None = None,
     description: str | None = None,
 ) -> str:
     """Logs a finished run with these numbers, linked to the checkpoint where the store has it; returns its ID.
 
     `source_run_id` is the run that was evaluated, which this store need not know; `files` gives each file's folder;
-    `table` is the columns and rows by class.
+    `tables` gives columns and rows by artifact path.
     """
     origin = {"source_run_id": source_run_id, "checkpoint": checkpoint and checkpoint.name}
     known = {key: value for key, value in origin.items() if value is not None}
@@ -44,8 +44,8 @@ def log_evaluation(
                 run.dataset(*dataset, dataset_source, "evaluation")
             for path, place in (files or {}).items():
                 run.file(path, place)
-            if table:
-                run.table(*table, PER_CLASS)
+            for place, content in (tables or {}).items():
+                run.table(*content, place)
             if description:
                 run.description(description)
             run.metrics(metrics, step, dataset=dataset)

@@ -59,6 +59,7 @@ class TrackedRun:
         names = self.folder / METRIC_NAMES
         self._mapped_names: dict[str, str] = json.loads(names.read_text()) if names.exists() else {}
         self._naming = threading.Lock()
+        self._tables: list[dict[str, str]] = []
         self._rolling: dict[tuple, str] = {}  # the newest spool of each rolling file
         self._remove_spool_of_none()
         if self.journal.has_ended():
@@ -126,7 +127,9 @@ class TrackedRun:
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], artifact_path: str) -> None:
         """Queues a table as mlflow's log_table writes one, which the UI shows as a table."""
         self.text(json.dumps({"columns": list(columns), "data": list(rows)}), artifact_path)
-        self.tags({"mlflow.loggedArtifacts": json.dumps([{"path": artifact_path, "type": "table"}])})
+        here = {"path": artifact_path, "type": "table"}
+        self._tables += [here] if here not in self._tables else []
+        self.tags({"mlflow.loggedArtifacts": json.dumps(self._tables)})
 
     def dataset(self, name: str, digest: str, source: str, context: str, tags: Mapping[str, object] | None = None):
         """Records a dataset as an input of the run; MLflow keeps at most 36 characters of the digest."""

@@ -1,0 +1,90 @@
+"""What evaluate.py tells of detections: in words, JSON, MLflow names and figures, whatever is there to tell."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from detections import found, image, random_case
+
+import evaluation_report
+from metrics import coco_ground_truth, coco_metrics, coco_results
+
+A = [0, 0, 50, 50]
+
+
+def reported(records, detections, classes=("cat", "dog", "owl"), *, replicates=40):
+    truth, results = coco_ground_truth(records, classes), coco_results(detections)
+    analysis = evaluation_report.analyse(truth, results, replicates=replicates, seed=0)
+    about = {"dataset": "pets", "split": "val", "images": len(records), "batch_size": 2, "device": "cpu"}
+    scores, latency = coco_metrics(truth, results), {"forward_ms": 10.0, "whole_ms": 12.5}
+    lacking = [name for name in classes if name not in scores["per_class"]]
+    return analysis, {**about, **scores, "classes_not_scored": lacking, **analysis.in_report(), "latency": latency}
+
+
+def test_each_number_stands_beside_its_interval():
+    _, report = reported(*random_case(0))
+    lines = evaluation_report.text(report).splitlines()
+    assert lines[0] == "pets val: 12 images; in brackets 95% intervals, from 40 draws of the images"
+    low, high = report["intervals"]["metrics"]["AP"]
+    assert low < report["metrics"]["AP"] < high
+    assert lines[1] == f"  AP         {report['metrics']['AP']:.4f} [{low:.3f}, {high:.3f}]"
+    assert sum("[" in line for line in lines) == len(report["metrics"]) + len(report["per_class"])
+    assert "  not scored, because no box is of them: dog" in lines
+    assert "  an image takes 10.0 ms in the model, 12.5 ms with loading (batches of 2 on cpu)" in lines
+    assert "  intervals too narrow, of classes in few images: cat (4), owl (6)" in lines
+    best = report["thresholds"]["best"]
+    assert f"best F1 {best['F1']:.3f} at score {best['score_threshold']:.3f}" in "\n".join(lines)
+    json.dumps(report)
+
+
+def test_without_replicates_there_are_no_intervals():
+    _, report = reported(*random_case(0), replicates=0)
+    assert report["intervals"] is None
+    assert "[" not in evaluation_report.text(report) + evaluation_report.note(report, "a run")
+    assert not [name for name in evaluation_report.values(report) if "_low" in name]
+
+
+def test_mlflow_has_every_number_and_interval_by_name():
+    _, report = reported(*random_case(0))
+    values = evaluation_report.values(report)
+    assert (values["AP50_low"], values["AP50_high"]) == report["intervals"]["metrics"]["AP50"]
+    assert (values["AP_low/owl"], values["AP_high/owl"]) == report["intervals"]["per_class"]["owl"]["AP"]
+    assert (values["AP/owl"], values["latency/whole_ms"]) == (report["per_class"]["owl"]["AP"], 12.5)
+    assert values["F1"] == report["thresholds"]["best"]["F1"]
+    assert not [name for name in values if "dog" in name]  # no box is of this class
+    columns, rows = evaluation_report.tables(report)["tables/per_class.json"]
+    row = dict(zip(columns, rows[1], strict=True))
+    assert (row["class"], row["AP"], row["AP_high"]) == ("owl", values["AP/owl"], values["AP_high/owl"])
+    columns, rows = evaluation_report.tables(report)["tables/confusion.json"]
+    assert [row[0] for row in rows] == ["cat", "dog", "owl", "background"]
+    assert columns[-1] == "detected as background"
+
+
+CASES = {
+    "something": (random_case(0), 4),
+    "nothing detected": (([image(1, [A], [1])], []), 3),
+    "nothing there": (([image(1)], [found(1, [A], [1], [0.9])]), 0),
+}
+
+
+@pytest.mark.usefixtures("pictures")
+@pytest.mark.parametrize(("case", "count"), CASES.values(), ids=CASES.keys())
+def test_figures_are_drawn_of_what_there_is(case, count, tmp_path):
+    analysis, report = reported(*case)
+    paths = evaluation_report.draw(analysis, report, tmp_path / "figures")
+    assert len(paths) == count and sorted(paths) == sorted((tmp_path / "figures").iterdir())
+    for path in paths:
+        picture = cv2.imread(str(path))
+        assert (picture < 255).any(axis=2).mean() > 0.01
+        assert (picture[[0, -1]] == 255).all()  # nothing is cut
+    assert evaluation_report.text(report).startswith("pets val: 1") and evaluation_report.note(report, "a run")
+
+
+def test_figures_of_two_hundred_classes_are_drawn(tmp_path):
+    classes = [f"class {number}" for number in range(200)]
+    records = [image(1, [A] * 200, range(1, 201))]
+    detections = [found(1, [A] * 200, range(1, 201), np.linspace(0.1, 0.9, 200))]
+    analysis, report = reported(records, detections, classes)
+    for path in evaluation_report.draw(analysis, report, tmp_path):
+        assert max(cv2.imread(str(path)).shape) < 8000

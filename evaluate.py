@@ -196,7 +196,9 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         "evaluation_run_id": None,
     }
     with tempfile.TemporaryDirectory(prefix="figures-") as folder:
-        pictures = evaluation_report.draw(analysis, report, (config.output or Path(folder)) / "figures")
+        place = (config.output or Path(folder)) / "figures"
+        seen_by_nobody = config.output is None and config.no_log
+        pictures = [] if seen_by_nobody else evaluation_report.draw(analysis, report, place)
         if config.output is not None:
             files = {"detections": scored.results, "ground_truth": scored.ground_truth, "metrics": report}
             for name, content in files.items():

@@ -189,7 +189,7 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
         shown = ", ".join(f"{name} ({count})" for name, count in list(few.items())[:5]) + (
             ", …" if len(few) > 5 else ""
         )
-        lines.append(f"intervals too narrow, of classes in few images: {shown}")
+        lines.append(f"in few images, so that their intervals hold less often: {shown}")
     if latency := report["latency"]:
         lines.append(
             f"an image takes {latency['forward_ms']:.1f} ms in the model, {latency['whole_ms']:.1f} ms with loading "

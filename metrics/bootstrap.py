@@ -23,8 +23,8 @@ from progress import Progress
 RECALLS = np.linspace(0, 1, 101)  # where COCO looks at the precision
 LEVEL = 0.95
 REPLICATES = 1000
-FEW_IMAGES = 30  # of a class, below which 95% intervals held less than 90 % of the time (benchmarks/README.md)
-NUMBERS_AT_ONCE = 20_000_000  # replicates × detections: less than 1 GB
+FEW_IMAGES = 30  # in fewer 95% intervals held 89 to 93 % of the time (benchmarks/README.md)
+NUMBERS_AT_ONCE = 20_000_000  # replicates × detections, boxes or images: less than 1 GB
 NORMAL = NormalDist()
 
 
@@ -90,7 +90,8 @@ def bootstrap(*evaluations: Matches, replicates: int = REPLICATES, seed: int = 0
 
 
 def _weights(matches: Matches, replicates: int, seed: int, progress: Progress) -> Iterator[np.ndarray]:
-    at_once = int(np.clip(NUMBERS_AT_ONCE // max(1, len(matches.score)), 1, replicates))
+    numbers = max(len(matches.score), len(matches.box_image), len(matches.image_ids))
+    at_once = int(np.clip(NUMBERS_AT_ONCE // numbers, 1, replicates))
     for block in draws(len(matches.image_ids), replicates=replicates, seed=seed, at_once=at_once):
         yield block
         progress.step(len(block))
@@ -99,8 +100,8 @@ def _weights(matches: Matches, replicates: int, seed: int, progress: Progress) -
 def intervals(matches: Matches, *, replicates: int = REPLICATES, seed: int = 0) -> dict[str, Any]:
     """What `evaluate.py --json` has: 95% intervals (low, high) of the `metrics` and of `per_class` AP, AP50, AR_100.
 
-    Where there is no box of a size or class, there is no interval. `few_images` are the classes whose boxes are in
-    fewer than FEW_IMAGES, and in how many: there an interval is too narrow.
+    Where there is no box of a size or class, there is no interval. `few_images` says what is in fewer than FEW_IMAGES,
+    a class or a size of one (`small cat`), and in how many: there an interval holds less often.
     """
     found = weighted_scores(matches, [np.ones((1, len(matches.image_ids)), dtype=np.int32)])
     drawn = bootstrap(matches, replicates=replicates, seed=seed)[0]
@@ -110,17 +111,22 @@ def intervals(matches: Matches, *, replicates: int = REPLICATES, seed: int = 0) 
         "level": LEVEL,
         "replicates": replicates,
         "seed": seed,
-        "few_images": {name: count for name, count in _images_of(matches).items() if 0 < count < FEW_IMAGES},
+        "few_images": _few_images(matches),
         "metrics": _intervals(drawn.metrics(), found.metrics()),
         "per_class": {name: each for name, each in per_class.items() if each},
     }
 
 
-def _images_of(matches: Matches) -> dict[str, int]:
-    """In how many images each class has boxes that count."""
-    counts = ~matches.box_ignored[0]
-    groups = np.unique(np.stack([matches.box_class[counts], matches.box_image[counts]]), axis=1)
-    return dict(zip(matches.classes, np.bincount(groups[0], minlength=len(matches.classes)).tolist(), strict=True))
+def _few_images(matches: Matches) -> dict[str, int]:
+    """The fewest first."""
+    few = {}
+    for area, ignored in zip(AREAS, matches.box_ignored, strict=True):
+        pairs = np.stack([matches.box_class[~ignored], matches.box_image[~ignored]])
+        counts = np.bincount(np.unique(pairs, axis=1)[0], minlength=len(matches.classes)).tolist()
+        for name, count in zip(matches.classes, counts, strict=True):
+            if 0 < count < FEW_IMAGES:
+                few[name if area == "all" else f"{area} {name}"] = count
+    return dict(sorted(few.items(), key=lambda each: each[1]))
 
 
 def _intervals(values: Mapping[str, np.ndarray], estimates: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float]]:
@@ -202,13 +208,14 @@ def _class_scores(weights: np.ndarray, areas: Sequence[_Counted]) -> tuple[np.nd
     for area, counted in enumerate(areas):
         positives = weights[:, counted.boxes].sum(axis=1)
         there = np.maximum(positives, 1)
+        reached = _recalls_reached(there)
         of_others = weights[:, counted.others]
         detections = _before(weights[:, counted.lone], counted.lone_before) + of_others.cumsum(axis=1, dtype=np.int32)
         for threshold, (found, ignored) in enumerate(zip(counted.found, counted.ignored, strict=True)):
             if len(found):
                 hits = of_others[:, found]
                 seen = detections[:, found] - _before(of_others[:, ignored], np.searchsorted(ignored, found))
-                ap[:, area, threshold] = _average_precision(hits.cumsum(axis=1, dtype=np.int32), seen, there)
+                ap[:, area, threshold] = _average_precision(hits.cumsum(axis=1, dtype=np.int32), seen, reached)
                 for recall, most in ((ar, MOST_DETECTIONS), (ar_10, 10), (ar_1, 1)):
                     recall[:, area, threshold] = hits[:, counted.ranks[found] < most].sum(axis=1) / there
         for each in (ap, ar, ar_1, ar_10):
@@ -223,7 +230,13 @@ def _before(weights: np.ndarray, count: np.ndarray) -> np.ndarray:
     return sums[:, count]
 
 
-def _average_precision(hits: np.ndarray, seen: np.ndarray, positives: np.ndarray) -> np.ndarray:
+def _recalls_reached(positives: np.ndarray) -> np.ndarray:
+    """(rows, most positives + 1): how many of RECALLS so many true positives reach, where (rows,) positives are."""
+    hits = np.arange(positives.max() + 1)
+    return np.searchsorted(RECALLS, hits / positives[:, None], side="right").astype(np.int32)
+
+
+def _average_precision(hits: np.ndarray, seen: np.ndarray, reached: np.ndarray) -> np.ndarray:
     """(rows,) the mean precision at RECALLS, from cumulative true positives and detections at each true positive.
 
     The precision at a recall is the highest that this or a larger recall has. Between true positives it only falls,
@@ -231,5 +244,8 @@ def _average_precision(hits: np.ndarray, seen: np.ndarray, positives: np.ndarray
     """
     precision = hits / np.maximum(seen, 1)
     highest = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    reached = np.searchsorted(RECALLS, hits / positives[:, None], side="right")
-    return np.einsum("ij,ij->i", highest, np.diff(reached, axis=1, prepend=0)) / len(RECALLS)
+    rows = np.arange(len(reached), dtype=np.int32)[:, None] * reached.shape[1]
+    recalls = reached.ravel().take(hits + rows)
+    gained = recalls.copy()
+    gained[:, 1:] -= recalls[:, :-1]
+    return np.einsum("ij,ij->i", highest, gained) / len(RECALLS)

@@ -103,7 +103,7 @@ def test_a_replicate_without_a_box_of_a_class_leaves_the_class_out():
     assert "AP_small" not in bounds["metrics"]
     assert bounds["per_class"]["cat"]["AP"] == (1, 1)
     assert bounds["metrics"]["AP"] == (0, 0.5)
-    assert bounds["few_images"] == {"cat": 1, "dog": 3}
+    assert bounds["few_images"] == {"cat": 1, "medium cat": 1, "dog": 3, "medium dog": 3}
 
 
 def test_an_interval_has_nineteen_of_twenty_replicates_and_ignores_those_without_a_value():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import commandline
 import fetching
+import stored_detections
 import workspace
 from config import TrainConfig
 from data_options import DataOptions
@@ -205,7 +206,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
                 record.write_json(config.output / f"{name}.json", content)
         if not config.no_log:
             try:
-                report |= log(store, report, checkpoint, sha256, data, pictures)
+                report |= log(store, report, checkpoint, sha256, data, pictures, scored)
             except StoreError as error:  # the score is there all the same
                 say(f"error: the evaluation is not in MLflow: {error}")
     return report
@@ -297,6 +298,7 @@ def log(
     sha256: str,
     data: Any,
     pictures: Sequence[Path],
+    scored: Score,
 ) -> dict[str, Any]:
     """Write the evaluation's own MLflow run, linked to the checkpoint's LoggedModel where the store knows it."""
     import evaluation_report
@@ -307,18 +309,22 @@ def log(
     if stored is None:
         say(f"note: {store.uri} does not have this checkpoint: the evaluation is linked to none")
     prefix = f"eval/{data.name}/{report['split']}"
-    evaluation_run = store.log_evaluation(
-        {f"{prefix}/{name}": value for name, value in evaluation_report.values(report).items()},
-        experiment=checkpoint.get("experiment") or TrainConfig.experiment,
-        run_name=f"{checkpoint.get('run_name') or 'a checkpoint'} on {data.name} {report['split']}",
-        source_run_id=stored.run_id if stored else run_id,
-        checkpoint=stored,
-        step=checkpoint.get("step") or 0,
-        dataset=(f"{data.name}-{report['split']}", data.split_fingerprint(report["split"])),
-        files=dict.fromkeys(pictures, "figures"),
-        tables=evaluation_report.tables(report),
-        description=evaluation_report.note(report, workspace.introduce(checkpoint)),
-    )
+    with tempfile.TemporaryDirectory(prefix="detections-") as folder:
+        kept = stored_detections.write(Path(folder), report["split"], scored.results, scored.ground_truth)
+        evaluation_run = store.log_evaluation(
+            {f"{prefix}/{name}": value for name, value in evaluation_report.values(report).items()},
+            experiment=checkpoint.get("experiment") or TrainConfig.experiment,
+            run_name=f"{checkpoint.get('run_name') or 'a checkpoint'} on {data.name} {report['split']}",
+            source_run_id=stored.run_id if stored else run_id,
+            checkpoint=stored,
+            step=checkpoint.get("step") or 0,
+            dataset=(f"{data.name}-{report['split']}", data.split_fingerprint(report["split"])),
+            dataset_source=str(data.root or "generated"),
+            tags={"split": report["split"]},
+            files=dict.fromkeys(pictures, "figures") | dict.fromkeys(kept, stored_detections.FOLDER),
+            tables=evaluation_report.tables(report),
+            description=evaluation_report.note(report, workspace.introduce(checkpoint)),
+        )
     return {"evaluation_run_id": evaluation_run, "model_id": stored.model_id if stored else None}
 
 

@@ -90,6 +90,8 @@ def choose(store: Any, word: str, which: str, metric: str, experiment: str | Non
     deliver_if_idle(store, RunFolder(named.run_id))
     known = store.checkpoints(named.run_id, with_pruned=True)
     run = None if known else store.run(named.run_id)
+    if run and not run.is_training and not run.is_evaluation:
+        raise WorkspaceError(f"{word} is a comparison of runs, it has no checkpoint itself")
     if run and run.is_evaluation:
         source = run.tags.get("source_run_id")
         raise WorkspaceError(f"{word} is the evaluation of run {source}, it has no checkpoint itself")

@@ -1,6 +1,5 @@
 """A run while it trains: its folder and lock, journal and sender, checkpoints and publishing, as one object."""
 
-import gzip
 import json
 import threading
 import time
@@ -11,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import disk
+import stored_detections
 import workspace
 from description import describe_run
 from pace import Pace
@@ -213,8 +213,8 @@ class LiveRun:
     def log_detections(self, name: str, content: Any) -> None:
         """Queue COCO detections or ground truth as detections/NAME.json.gz."""
         file = self.folder.path / f"{name}.json.gz"
-        file.write_bytes(gzip.compress(json.dumps(content).encode(), compresslevel=6, mtime=0))
-        self.tracked.file(file, "detections")
+        file.write_bytes(stored_detections.compressed(content))
+        self.tracked.file(file, stored_detections.FOLDER)
         file.unlink()
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:

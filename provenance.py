@@ -14,8 +14,8 @@ from changes import CONTENTS, DATA_DIFFER, changed_tag, contents_since
 from live_run import LiveRun
 from models.registry import recipes_of
 from prepare import Job
-from resuming import FACTS
 from tracking import environment
+from tracking.records import FACTS
 from tracking.run import TrackedRun
 
 LONGEST_TAG = 1000  # of MLflow's 8000 characters: what a person reads in a table

@@ -17,7 +17,7 @@ from models import record
 from retention import KEEP_ALL, parse_keep
 from tracking.errors import StoreFull
 from tracking.pulse import SILENT_SECONDS
-from tracking.records import EVALUATION, last_word
+from tracking.records import NO_TRAINING, last_word
 from workspace import RunFolder, WorkspaceError
 
 
@@ -75,7 +75,7 @@ def main(config: PruneConfig) -> dict[str, Any]:
 
 
 def chosen(store: Any, config: PruneConfig) -> list[str]:
-    """The IDs of the runs that the options name; evaluations and deleted runs of an experiment are left out."""
+    """The IDs of the runs that the options name; of an experiment only trainings that are not deleted."""
     from tracking import ask
 
     if config.runs:
@@ -85,7 +85,7 @@ def chosen(store: Any, config: PruneConfig) -> list[str]:
     if config.experiment not in names:
         raise WorkspaceError(f"No experiment {config.experiment!r} in {store.uri}. There are: {', '.join(names)}")
     runs = ask.experiment_runs(store, config.experiment)
-    return [run["run_id"] for run in runs if not run["deleted"] and run["tags"].get("kind") != EVALUATION]
+    return [run["run_id"] for run in runs if not run["deleted"] and run["tags"].get("kind") not in NO_TRAINING]
 
 
 def require_idle(run: Any) -> None:

@@ -21,14 +21,13 @@ from progress import duration, say
 from tracking.errors import DamagedArtifact, RunUnknown, StoreError
 from tracking.ownership import is_ours, owners_of
 from tracking.pulse import HEARTBEAT_SECONDS, SILENT_SECONDS
-from tracking.records import StoredRun, last_word
+from tracking.records import FACTS, StoredRun, last_word
 from tracking.recovery import download_recovery, recovery_point
 from tracking.store import Store, open_store
 
 if TYPE_CHECKING:
     pass
 
-FACTS = "run.json"  # a run's artifact: what RunInfo says of it
 LIMITS = ("epochs", "max_steps", "patience")
 OF_OPTIMIZATION = {"lr", "momentum", "weight_decay", "schedule", "milestones", "warmup_steps", "epochs"}
 WATCH_SECONDS = 2.5 * HEARTBEAT_SECONDS

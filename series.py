@@ -11,7 +11,7 @@ from progress import about, duration
 from tracking.connection import sqlite_path
 from tracking.errors import StoreError
 from tracking.pulse import SILENT_SECONDS
-from tracking.records import EVALUATION, HEARTBEAT, PROGRESS, last_word
+from tracking.records import HEARTBEAT, NO_TRAINING, PROGRESS, last_word
 from workspace import RunFolder
 
 
@@ -24,7 +24,7 @@ def report(experiment: str, uri: str, look: Any, store: Any) -> dict[str, Any]:
     stored = {run["run_id"]: run for run in answer or ()}
     states = {folder.run_id: folder.state() for folder in workspace.run_folders()}
     here = {run_id: state for run_id, state in states.items() if state.get("experiment") == experiment}
-    left_out = {run_id for run_id, run in stored.items() if run["deleted"] or run["tags"].get("kind") == EVALUATION}
+    left_out = {run_id for run_id, run in stored.items() if run["deleted"] or run["tags"].get("kind") in NO_TRAINING}
     in_other_stores = {run_id for run_id in here.keys() - stored.keys() if here[run_id].get("tracking_uri") != uri}
     wanted = (here.keys() | stored.keys()) - left_out - in_other_stores
     runs = [described(run_id, here.get(run_id), stored.get(run_id)) for run_id in wanted]

@@ -77,7 +77,7 @@ def wanted(word: str | None, uri: str, ask: Callable[[str], Any]) -> dict[str, l
         run_id = workspace.local_run(word) or named(word, own)
         runs = {run_id: runs.get(run_id, own)}
     elif not is_server(own) and (store := ask(own)) is not None:
-        trained = [run.run_id for run in store.newest_runs(MOST_RUNS) if not run.is_evaluation]
+        trained = [run.run_id for run in store.newest_runs(MOST_RUNS) if run.is_training]
         runs = dict.fromkeys(reversed(trained), own) | runs
     by_store: dict[str, list[str]] = {}
     for run_id, origin in runs.items():

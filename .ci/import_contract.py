@@ -22,6 +22,7 @@ LAYERS = (
         "publishing",
         "description",
         "evaluation_report",
+        "stored_detections",
         "series",
         "fetching",
         "syncing",

@@ -31,8 +31,8 @@ def peek_checkpoints(store: Store, run_id: str, metric: str = "val/AP") -> dict:
 
 def newest_runs(store: Store, limit: int = 8) -> list[dict]:
     """As tracking.peek.newest_runs."""
-    found = store.newest_runs(8 * limit)  # evaluations among them
-    return [_answer(run) for run in found if not run.is_evaluation][:limit]
+    found = store.newest_runs(8 * limit)  # evaluations and comparisons among them
+    return [_answer(run) for run in found if run.is_training][:limit]
 
 
 def experiment_runs(store: Store, experiment: str) -> list[dict]:

@@ -1,4 +1,4 @@
-"""An evaluation's own small run, written at once but in the operations that a training run's journal has too."""
+"""An evaluation's or comparison's own small run, written at once but by the operations of a training's journal."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +16,7 @@ def log_evaluation(
     metrics: Mapping[str, float],
     *,
     experiment: str,
+    kind: str = EVALUATION,
     run_name: str | None = None,
     source_run_id: str | None = None,
     checkpoint: StoredCheckpoint | None = None,
@@ -35,7 +36,7 @@ def log_evaluation(
     """
     origin = {"source_run_id": source_run_id, "checkpoint": checkpoint and checkpoint.name}
     known = {key: value for key, value in origin.items() if value is not None}
-    run_id, _ = store.create_run(experiment, run_name, {**(tags or {}), **known, "kind": EVALUATION})
+    run_id, _ = store.create_run(experiment, run_name, {**(tags or {}), **known, "kind": kind})
     try:
         with tempfile.TemporaryDirectory() as folder:
             run = TrackedRun(Path(folder), run_id)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tracking.errors import RunUnknown
 from tracking.pages import every
-from tracking.records import EVALUATION, ORIGIN, StoredCheckpoint, stored_checkpoint
+from tracking.records import NO_TRAINING, ORIGIN, StoredCheckpoint, stored_checkpoint
 
 SHORTEST_PREFIX = 4
 MOST_LISTED = 8
@@ -60,8 +60,8 @@ def run_copied_from(client, run_id: str):
 
 
 def runs_named(client, run_name: str, experiment_id: str) -> list:
-    """mlflow's Runs of that name in an experiment, newest first, evaluations left out."""
-    return [run for run in _named(client, run_name, [experiment_id]) if run.data.tags.get("kind") != EVALUATION]
+    """mlflow's Runs of that name in an experiment, newest first, evaluations and comparisons left out."""
+    return [run for run in _named(client, run_name, [experiment_id]) if run.data.tags.get("kind") not in NO_TRAINING]
 
 
 def stored_checkpoints(client, experiment_id: str, metric: str, run_id: str | None = None) -> list[StoredCheckpoint]:
@@ -117,7 +117,7 @@ def _find_registered(client, word: str) -> RunReference:
 
 def _unknown(client, word: str, experiment: str | None, experiment_ids: list[str]) -> str:
     newest = _search(client, experiment_ids, "", 8 * MOST_LISTED) if experiment_ids else []
-    newest = [run for run in newest if run.data.tags.get("kind") != EVALUATION][:MOST_LISTED]
+    newest = [run for run in newest if run.data.tags.get("kind") not in NO_TRAINING][:MOST_LISTED]
     place = f" in experiment {experiment!r}" if experiment else ""
     if not newest:
         return f"No run {word!r}{place}: there are no runs yet. Start one: python train.py"

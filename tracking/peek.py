@@ -8,7 +8,7 @@ import urllib.parse
 import urllib.request
 
 from tracking.connection import is_server, read_database
-from tracking.records import EVALUATION, PRUNED
+from tracking.records import NO_TRAINING, PRUNED
 
 SERVER_SECONDS = 0.3
 BUSY_SECONDS = 0.05  # as long as to wait for a writer's lock
@@ -31,7 +31,7 @@ CHECKPOINTS = f"""
 """
 NEWEST_RUNS = f"""
     {RUN_COLUMNS} WHERE r.lifecycle_stage = 'active'
-    AND NOT EXISTS (SELECT 1 FROM tags WHERE run_uuid = r.run_uuid AND key = 'kind' AND value = '{EVALUATION}')
+    AND NOT EXISTS (SELECT 1 FROM tags WHERE run_uuid = r.run_uuid AND key = 'kind' AND value IN {NO_TRAINING})
     ORDER BY r.start_time DESC LIMIT ?
 """
 EXPERIMENT_RUNS = """
@@ -75,7 +75,7 @@ def peek_checkpoints(uri: str, run_id: str, metric: str = "val/AP") -> Answer | 
 
 
 def newest_runs(uri: str, limit: int = 8) -> list[Answer] | None:
-    """The newest runs, evaluations apart, newest first; as peek_run has them."""
+    """The newest runs, evaluations and comparisons apart, newest first; as peek_run has them."""
     return _server_newest(uri, limit) if is_server(uri) else _query(uri, NEWEST_RUNS, limit)
 
 
@@ -166,7 +166,7 @@ def _server_newest(uri: str, limit: int) -> list[Answer] | None:
     found = _ask(uri, "runs/search", body=body)
     if found is None:
         return None
-    runs = [run for run in found.get("runs", ()) if _by_key(run["data"].get("tags", ())).get("kind") != EVALUATION]
+    runs = [run for run in found.get("runs", ()) if _by_key(run["data"].get("tags", ())).get("kind") not in NO_TRAINING]
     return [_server_run(uri, run, names) for run in runs[:limit]]
 
 

@@ -4,12 +4,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-EVALUATION = "evaluation"  # the tag `kind` that tells an evaluation's run from a training
+EVALUATION = "evaluation"  # the tag `kind` that tells an evaluation's run from a training …
+COMPARISON = "comparison"  # … and a comparison's
+NO_TRAINING = (EVALUATION, COMPARISON)
 HEARTBEAT = "heartbeat"  # tag, JSON: what trains the run, when it last said so, and how far it was
 NOTE = "mlflow.note.content"  # tag: what the UI shows as the description
 PRUNED = "pruned"  # tag of a LoggedModel: when and why its files were deleted
 CHECKPOINT_FILE = "checkpoint.pth"
 CHECKPOINT_FOLDER = "artifacts"  # of a LoggedModel's artifacts: MLflow's own name for a model's data
+FACTS = "run.json"  # a run's artifact: what RunInfo says of it
 PROGRESS = "progress"  # tag, JSON: how far it was at its last checkpoint or at its end, and its best
 ORIGIN = "origin_run_id"  # tag of a copy: the run that it was made from …
 ORIGIN_STORE = "origin_tracking_uri"  # … and the store which has that
@@ -37,6 +40,10 @@ class StoredRun:
     @property
     def is_evaluation(self) -> bool:
         return self.tags.get("kind") == EVALUATION
+
+    @property
+    def is_training(self) -> bool:
+        return self.tags.get("kind") not in NO_TRAINING
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The tracking store as the scripts see it: experiments, runs, checkpoints, and where to look at them."""
 
 import getpass
+import gzip
 import json
 import re
 import shlex
@@ -15,7 +16,7 @@ from tracking.best import best_run
 from tracking.checkpoints import CheckpointStore
 from tracking.connection import connect, failures, import_mlflow, is_server, local_folder, probe, sqlite_path, store_uri
 from tracking.errors import DamagedArtifact, ExperimentDeleted, RunUnknown, StoreError
-from tracking.find import RunReference, find_run, run_copied_from, runs_named
+from tracking.find import RunReference, experiment_ids_of, find_run, run_copied_from, runs_named
 from tracking.journal import now_ms
 from tracking.moved import ARTIFACTS, home_of
 from tracking.ownership import is_ours
@@ -191,6 +192,12 @@ class Store(CheckpointStore):
             run = self.client.get_run(run_id)
             return stored_run(run, self.client.get_experiment(run.info.experiment_id).name)
 
+    def runs_of(self, experiment: str) -> list[StoredRun]:
+        """The runs of an experiment, evaluations among them, newest first; RunUnknown where there is none such."""
+        with failures(self.uri, f"the runs of experiment {experiment}"):
+            found = every(self.client.search_runs, experiment_ids_of(self.client, experiment))
+            return [stored_run(run, experiment) for run in found]
+
     def runs_named(self, run_name: str, experiment: str) -> list[StoredRun]:
         """The runs of that name in an experiment, newest first; none where there is no such experiment."""
         with failures(self.uri, f"runs named {run_name}"):
@@ -200,11 +207,12 @@ class Store(CheckpointStore):
             return [stored_run(run, experiment) for run in runs_named(self.client, run_name, found.experiment_id)]
 
     def read_json(self, run_id: str, artifact_path: str) -> dict | None:
-        """A JSON artifact of a run; None where the run has none of that name."""
+        """A JSON artifact of a run, compressed or not; None where the run has none of that name."""
         with tempfile.TemporaryDirectory(prefix="artifact-") as to:
             path = self.fetch_artifact(run_id, artifact_path, Path(to))
             with failures(self.uri, f"{artifact_path} of run {run_id}"):
-                return path and json.loads(path.read_text(encoding="utf-8"))
+                content = path and path.read_bytes()
+        return path and json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
 
     def fetch_artifact(self, run_id: str, artifact_path: str, to: Path) -> Path | None:
         """A copy of a run's artifact in the folder `to`; None where the run has none of that name."""
@@ -220,6 +228,14 @@ class Store(CheckpointStore):
             # `to` is a folder that mlflow's downloads cannot leave.
             return Path(import_mlflow().artifacts.download_artifacts(uri, dst_path=str(to), tracking_uri=self.uri))
 
+    def artifact_names(self, run_id: str, folder: str) -> set[str]:
+        """The names of the files in a folder of a run's artifacts."""
+        with failures(self.uri, f"files of run {run_id}"):
+            place = self._folder(self.client.get_run(run_id).info.artifact_uri)
+            if place is not None:
+                return {entry.name for entry in (place / folder).glob("*")}
+            return {entry.path.rpartition("/")[2] for entry in self.client.list_artifacts(run_id, folder)}
+
     def newest_runs(self, limit: int) -> list[StoredRun]:
         """The newest runs of all experiments, newest first."""
         with failures(self.uri, "its newest runs"):
@@ -227,10 +243,18 @@ class Store(CheckpointStore):
             found = self.client.search_runs(list(names), max_results=limit, order_by=["start_time DESC"])
             return [stored_run(run, names[run.info.experiment_id]) for run in found]
 
-    # -- evaluations
+    # -- evaluations and comparisons
+
+    def evaluations(self, run_id: str) -> list[StoredRun]:
+        """The evaluations of a run's checkpoints, in any experiment, newest first."""
+        with failures(self.uri, f"evaluations of run {run_id}"):
+            names = {one.experiment_id: one.name for one in every(self.client.search_experiments)}
+            where = f"tags.source_run_id = '{run_id}'"
+            found = every(self.client.search_runs, list(names), where, order_by=["start_time DESC"])
+            return [stored_run(run, names[run.info.experiment_id]) for run in found]
 
     def log_evaluation(self, metrics: Mapping[str, float], *, experiment: str, **about) -> str:
-        """A small finished run with an evaluation's numbers; see tracking.evaluation. Returns its ID."""
+        """A small finished run with the numbers of an evaluation or a comparison; see tracking.evaluation. Its ID."""
         from tracking.evaluation import log_evaluation
 
         return log_evaluation(self, metrics, experiment=experiment, **about)

@@ -33,6 +33,7 @@ Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME …", help_behavi
 Run = Annotated[str | None, tyro.conf.arg(metavar="[RUN]", help_behavior_hint="")]
 Size = Annotated[str | None, tyro.conf.arg(metavar="SIZE", help_behavior_hint="")]
 Runs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[RUN …]", help_behavior_hint="")]
+OtherRuns = Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN …", help_behavior_hint="")]
 Registered = Annotated[str | None, tyro.conf.arg(metavar="NAME@ALIAS", help_behavior_hint="")]
 Data = Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")]
 Export = Annotated[tuple[str, Path] | None, tyro.conf.arg(metavar="coco PATH", help_behavior_hint="")]

@@ -83,8 +83,8 @@ class Detected:
 
         MLflow keeps one source of a dataset, that of the run that had it first; a training's own --data may be another.
         """
-        data = workspace.data_of(self.facts)
-        return list(dict.fromkeys(filter(None, (self.dataset["source"], data))))
+        own = workspace.data_of(self.facts) if self.holder is self.run else None
+        return list(dict.fromkeys(filter(None, (self.dataset["source"], own))))
 
     def ground_truth(self) -> dict[str, Any]:
         """A COCO dictionary."""

@@ -13,10 +13,22 @@ LAYERS = (
     ("benchmarks",),
     ("recipes",),  # models/registry.py imports one when it is asked for by name, and from nowhere else
     ("train",),
-    ("evaluate", "infer", "restore", "status", "prune", "relocate", "check_data", "provenance", "rehearsal", "report"),
+    (
+        "compare",
+        "evaluate",
+        "infer",
+        "restore",
+        "status",
+        "prune",
+        "relocate",
+        "check_data",
+        "provenance",
+        "rehearsal",
+        "report",
+    ),
     ("prepare",),
     ("continuing",),
-    ("live_run", "resuming", "building", "sources"),
+    ("live_run", "resuming", "building", "sources", "comparing"),
     ("saving", "changes"),
     (
         "publishing",
@@ -31,7 +43,17 @@ LAYERS = (
         "preview",
     ),
     ("workspace",),
-    ("config", "engine", "metrics", "figures", "survey_figure", "formats", "tracking", "models", "data"),
+    (
+        "config",
+        "engine",
+        "metrics",
+        "figures",
+        "survey_figure",
+        "formats",
+        "tracking",
+        "models",
+        "data",
+    ),
     ("data_options",),
     ("commandline", "progress", "pace", "retention"),
 )
@@ -54,7 +76,15 @@ def violations() -> list[str]:
     for file in (
         file
         for pattern in (
-            *("*.py", "tracking/*.py", "models/*.py", "metrics/*.py", "recipes/*.py", "benchmarks/*.py"),
+            *(
+                "*.py",
+                "tracking/*.py",
+                "models/*.py",
+                "metrics/*.py",
+                "comparing/*.py",
+                "recipes/*.py",
+                "benchmarks/*.py",
+            ),
             *("data/*.py", "data/readers/*.py", "data/checks/*.py"),
         )
         for file in ROOT.glob(pattern)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from metrics import (
+    Difference,
     Evaluated,
     coco_ground_truth,
     coco_metrics,
@@ -157,3 +158,19 @@ def test_errors_are_false_positives_and_misses_from_the_best_threshold_on():
     assert errors.tolist() == [2, 0, 0] and threshold == pytest.approx(0.7)
     errors, threshold = image_errors(matches_of(records, [found(1), found(2), found(3)]))
     assert errors.tolist() == [2, 1, 1] and threshold is None
+
+
+def test_with_the_images_or_the_seeds_that_are_needed_both_variances_together_are_small_enough():
+    found = Difference(
+        baseline=0.5,
+        candidate=0.55,
+        low=-0.1,
+        high=0.2,
+        image_variance=0.0002,
+        seed_variance=0.0001,
+        degrees_of_freedom=9,
+    )
+    images, seeds = needed(found, images=50, seeds=(3, 4))
+    wanted = (0.05 / (1.959964 + 0.841621)) ** 2
+    assert 0.0002 * 50 / images + 0.0001 == pytest.approx(wanted)
+    assert 0.0002 + 0.0001 * 3 / seeds == pytest.approx(wanted)

@@ -151,7 +151,7 @@ def test_resuming_a_finished_run_leaves_it_finished(trained, run_here):
     assert runs_in(trained) == before
 
 
-@pytest.mark.parametrize("name", ["train.py", "evaluate.py", "infer.py", "restore.py", "status.py"])
+@pytest.mark.parametrize("name", ["train.py", "evaluate.py", "compare.py", "infer.py", "restore.py", "status.py"])
 def test_help_comes_without_the_heavy_libraries(name):
     code = f"import sys, runpy; sys.argv = [{name!r}, '--help']\ntry: runpy.run_path({name!r}, run_name='__main__')\n"
     code += "except SystemExit as end: assert not end.code\nassert not {'torch', 'mlflow', 'numpy'} & set(sys.modules)"

@@ -61,11 +61,14 @@ def code_digest(state: dict) -> str | None:
     return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
-def changed_files(root: Path, commit: str) -> list[str]:
-    """The tracked files under `root` that are not as they were in that commit; [] where git cannot tell."""
-    if not COMMIT.fullmatch(commit):  # a stranger's file may name anything, an option of git's too
+def changed_files(root: Path, *commits: str) -> list[str]:
+    """The tracked files under `root` that are not as they were in a commit, or that differ between two.
+
+    [] where git cannot tell.
+    """
+    if not all(map(COMMIT.fullmatch, commits)):  # a stranger's file may name anything, an option of git's too
         return []
-    return (_git(Path(root), "diff", "--name-only", commit, "--", ".") or "").splitlines()
+    return (_git(Path(root), "diff", "--name-only", *commits, "--", ".") or "").splitlines()
 
 
 def decisive_packages() -> dict[str, str]:

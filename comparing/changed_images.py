@@ -1,0 +1,92 @@
+"""The images that two runs see most differently, drawn: ground truth beside the detections of each."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import figures
+from comparing.same_images import SameImages
+from data.images import read_image
+from data.records import DataError
+from metrics import Evaluated
+from progress import say
+from stored_detections import Detected
+
+LONGEST_SIDE = 480  # pixels of one picture
+
+
+def draw(runs: Sequence[tuple[Detected, Evaluated]], same: SameImages, names: Sequence[str], path: Path) -> Path | None:
+    """A row for each of the images, ground truth first, detections from each run's own threshold on.
+
+    None where no file of them is here, which is said.
+    """
+    ids = {image["file_name"]: image["id"] for image in same.ground_truth["images"]}
+    sizes = {image["file_name"]: (image["height"], image["width"]) for image in same.ground_truth["images"]}
+    found = [(run.run.name, same.results_of(run), scores) for run, scores in runs]
+    rows = []
+    for name in names:
+        image = _pixels([run for run, _ in runs], name)
+        if image is not None and image.shape[:2] == sizes[name]:  # else another of that name
+            rows.append(_row(image, name, ids[name], same.ground_truth, found))
+    if not rows:
+        say("note: the images are not on this machine: those that changed most are named, not drawn")
+        return None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figures.write(figures.side_by_side(rows, axis=0), path)
+    return path
+
+
+def _row(
+    image: np.ndarray,
+    name: str,
+    image_id: int,
+    truth: Mapping[str, Any],
+    found: Sequence[tuple[str, list[dict[str, Any]], Evaluated]],
+) -> np.ndarray:
+    classes = {category["id"]: category["name"] for category in truth["categories"]}
+    image, scale = figures.resized(image, LONGEST_SIDE)
+    there = [each for each in truth["annotations"] if each["image_id"] == image_id]
+    panels = [(f"ground truth: {name}", there)]
+    for run_name, results, scores in found:
+        least = math.inf if scores.score_threshold is None else scores.score_threshold
+        kept = [each for each in results if each["image_id"] == image_id and each["score"] >= least]
+        panels.append((f"{run_name}: {scores.errors[image_id - 1]} false or missed", kept))
+    return figures.side_by_side(
+        [figures.under_title(title, _drawn(image, objects, classes, scale)) for title, objects in panels]
+    )
+
+
+def _drawn(
+    image: np.ndarray, objects: Sequence[Mapping[str, Any]], classes: Mapping[int, str], scale: float
+) -> np.ndarray:
+    """COCO annotations or results on an image (H, W, 3)."""
+    xywh = np.array([each["bbox"] for each in objects]).reshape(-1, 4)
+    boxes = np.column_stack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]]) * scale
+    labels = np.array([each["category_id"] for each in objects], dtype=int)
+    scores = [f" {each['score']:.2f}" if "score" in each else "" for each in objects]
+    texts = [f"{classes[label]}{score}" for label, score in zip(labels, scores, strict=True)]
+    return figures.draw(image, boxes, labels, texts)
+
+
+def _pixels(runs: Sequence[Detected], name: str) -> np.ndarray | None:
+    """uint8 (H, W, 3) of the image, read from where a run had its data, or drawn; None where it is not here."""
+    for split, source in [(run.split, place) for run in runs for place in run.places]:
+        if source == "generated":
+            return _generated(split, name)
+        # What a store names may lead nowhere but into that folder.
+        if ".." not in Path(name).parts and not Path(name).is_absolute() and (file := Path(source) / name).is_file():
+            try:
+                return read_image(file)
+            except DataError as error:
+                say(f"note: {error}")
+    return None
+
+
+def _generated(split: str, name: str) -> np.ndarray | None:
+    from data.dataset import load_image
+    from data.open import open_data
+
+    return next((load_image(record) for record in open_data("generated").records(split) if record.name == name), None)

@@ -1,0 +1,123 @@
+"""Which runs compare.py compares, as sides: single runs, groups of seeds, the groups of an experiment."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import fetching
+import stored_detections
+import workspace
+from commandline import ConfigError
+from progress import say
+from stored_detections import Detected, NoDetections
+
+Sides = dict[str, list[Detected]]  # by what they are called in the report, the baseline first
+
+
+def by_name(
+    store: Any,
+    runs: Sequence[str],
+    against: Sequence[str],
+    *,
+    experiment: str | None,
+    metric: str,
+    split: str | None,
+    which: str,
+) -> Sides:
+    """Each of the RUNs as a side of its own or, `against` others, two groups.
+
+    Without a split, an evaluation among them decides on it.
+    """
+    ids = {word: fetching.run_named(store, word, experiment, metric).run_id for word in (*runs, *against)}
+    if split is None:
+        split = next((tag for run_id in ids.values() if (tag := store.run(run_id).tags.get("split"))), None)
+    known = dict(zip(ids, detections_of(store, list(ids.values()), split, which), strict=True))
+    if not against:
+        return _labelled([[known[word]] for word in runs])
+    groups = [[known[word] for word in words] for words in (against, runs)]
+    for group in groups:
+        _require_different(group)
+    return _labelled(groups)
+
+
+def detections_of(store: Any, run_ids: Sequence[str], split: str | None, which: str) -> list[Detected]:
+    """Of each run; WorkspaceError that names all without, and the commands that make them."""
+    known, missing = [], []
+    for run_id in run_ids:
+        workspace.deliver_if_idle(store, workspace.RunFolder(run_id))
+        try:
+            known.append(stored_detections.of_run(store, run_id, split, which))
+        except NoDetections as error:
+            missing.append(error)
+    if len(missing) > 1:
+        its_split, named = missing[0].split, ", ".join(error.run.name for error in missing)
+        command = stored_detections.commands([error.run.run_id for error in missing], its_split, which)
+        message = f"{len(missing)} runs have no detections on {its_split} in {store.uri} ({named}). Make them:"
+        raise workspace.WorkspaceError(f"{message}\n  {command}")
+    if missing:
+        raise missing[0]
+    return known
+
+
+def _require_different(runs: Sequence[Detected]) -> None:
+    ids = [run.run.run_id for run in runs]
+    twice = next((run for run in runs if ids.count(run.run.run_id) > 1), None)
+    if twice:
+        raise ConfigError(f"Run {twice.run.run_id} ({twice.run.name}) is named twice in one group")
+
+
+def _labelled(groups: Sequence[list[Detected]]) -> Sides:
+    """By name or group; where two are called the same, with the ID or, of a run and itself, a number."""
+    labels = [_label(runs) for runs in groups]
+    longer = [
+        label if labels.count(label) == 1 else f"{label} ({runs[0].run.run_id[:8]})"
+        for label, runs in zip(labels, groups, strict=True)
+    ]
+    unique = [label if longer.count(label) == 1 else f"{label} #{n}" for n, label in enumerate(longer, start=1)]
+    return dict(zip(unique, groups, strict=True))
+
+
+def _label(runs: Sequence[Detected]) -> str:
+    if len(runs) == 1:
+        return runs[0].run.name
+    groups = {run.run.tags.get("group") for run in runs}
+    return groups.pop() if len(groups) == 1 and None not in groups else f"{runs[0].run.name} and {len(runs) - 1} more"
+
+
+def by_experiment(store: Any, experiment: str, group_by: str, *, split: str | None, which: str) -> Sides:
+    """The finished runs of the experiment, by the values of parameters or tags; what is left out is said."""
+    runs = [run for run in store.runs_of(experiment) if run.is_training]
+    finished = [run for run in runs if run.status == "FINISHED"]
+    if len(finished) < len(runs):
+        say(f"note: {len(runs) - len(finished)} of the {len(runs)} runs of {experiment} have not finished: left out")
+    if not finished:
+        raise workspace.WorkspaceError(f"No run of experiment {experiment!r} in {store.uri} has finished")
+    keys = [key.strip() for key in group_by.split(",")]
+    groups = {run.run_id: label for run in finished if (label := _group(run, keys))}
+    if len(set(groups.values())) < 2:
+        differing = ",".join(_params_that_differ(finished)) or "lr"
+        only = f"only one {group_by}" if groups else f"no {group_by}"
+        raise ConfigError(
+            f"The finished runs of experiment {experiment!r} have {only}. Group them by what differs: "
+            f"--group-by {differing}"
+        )
+    if len(groups) < len(finished):
+        names = ", ".join(run.name for run in finished if run.run_id not in groups)
+        say(f"note: runs without {group_by} are left out: {names}")
+    sides: Sides = {}
+    for run in detections_of(store, list(groups), split, which):
+        sides.setdefault(groups[run.run.run_id], []).append(run)
+    return sides
+
+
+def _group(run: Any, keys: Sequence[str]) -> str | None:
+    values = {key: run.params.get(key, run.tags.get(key)) for key in keys}
+    if list(values) == ["group"]:
+        return values["group"]
+    known = [f"{key} {value}" for key, value in values.items() if value is not None]
+    return ", ".join(known) or None
+
+
+def _params_that_differ(runs: Sequence[Any]) -> list[str]:
+    """Those that have several values, the seed and names apart."""
+    names = {name for run in runs for name in run.params} - {"seed", "run_name", "group"}
+    return sorted(name for name in names if len({run.params.get(name) for run in runs}) > 1)

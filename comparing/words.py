@@ -1,0 +1,83 @@
+"""A comparison in words that can be quoted: who is better, or what would tell, and of what that may be said."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import metrics
+
+MOST_IMAGES, MOST_SEEDS = 1_000_000, 1_000  # above: said in words
+POWER = f"with a probability of {metrics.POWER:.0%}"
+
+About = Mapping[str, Any]  # a comparison of the report
+
+
+def in_report(found: metrics.Difference) -> dict[str, Any]:
+    """A difference as JSON has it."""
+    degrees = found.degrees_of_freedom
+    return {
+        "baseline": found.baseline,
+        "candidate": found.candidate,
+        "difference": found.value,
+        "low": found.low,
+        "high": found.high,
+        "shown": found.is_shown,
+        "image_deviation": math.sqrt(found.image_variance),
+        "seed_deviation": math.sqrt(found.seed_variance),
+        "degrees_of_freedom": degrees if math.isfinite(degrees) else None,
+    }
+
+
+def verdict(about: About, images: int) -> str:
+    """Whether the candidate is better and, where nothing is shown, what would tell."""
+    found, baseline, candidate = about["scores"].get("AP"), about["baseline"], about["candidate"]
+    if found is None:
+        return "There is no box in these images: nothing can be compared."
+    low, high, value = found["low"], found["high"], found["difference"]
+    if found["shown"]:
+        word, size = ("better", (low, high)) if value > 0 else ("worse", (-high, -low))
+        interval = f"95% interval {size[0]:.3f} to {size[1]:.3f}"
+        return f"{candidate} is {word} than {baseline} by {abs(value):.3f} AP, {interval}."
+    said = f"{value:+.3f} AP, 95% interval {low:+.3f} to {high:+.3f}; {enough(about, images)}"
+    return f"No difference shown between {candidate} and {baseline}: {said}."
+
+
+def enough(about: About, images: int) -> str:
+    """How many images or seeds would show a difference of the size that was seen."""
+    value = about["scores"]["AP"]["difference"]
+    if not value:
+        return "they score the same"
+    number, seeds = about["images_needed"], about["seeds_needed"]
+    ways = []
+    if number is not None:
+        many = "more than a million" if number > MOST_IMAGES else f"about {_two_digits(number):,}"
+        ways.append(f"{many} images (there are {images})")
+    if seeds is not None:
+        many = "more than a thousand" if seeds > MOST_SEEDS else f"about {max(2, math.ceil(seeds))}"
+        ways.append(f"{many} seeds a side")
+    if not ways:
+        return f"to show {abs(value):.3f} would take both more images (there are {images}) and more seeds"
+    return f"{' or '.join(ways)} would be needed to show {abs(value):.3f} {POWER}"
+
+
+def _two_digits(number: float) -> int:
+    number = math.ceil(number)
+    digits = max(0, len(str(number)) - 2)
+    return math.ceil(number / 10**digits) * 10**digits
+
+
+def scope(about: About, images: int) -> str:
+    """Of what the verdict may be said."""
+    before, after = about["seeds"]
+    if before == after == 1:
+        return (
+            f"That is of these two checkpoints on images like these {images}; "
+            "of the methods it says nothing, as other seeds may differ: train several a side."
+        )
+    if before > 1 and after > 1:
+        return f"That is of the methods as trained here ({after} and {before} seeds), on images like these {images}."
+    single, method = ("baseline", "candidate") if before == 1 else ("candidate", "baseline")
+    return (
+        f"That is of the method {about[method]} ({max(before, after)} seeds) and of this one checkpoint of "
+        f"{about[single]}, on images like these {images}: train several seeds of that too."
+    )

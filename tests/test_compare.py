@@ -1,0 +1,339 @@
+"""compare.py on a real store: what differs, whether that is more than chance, and of what it may be said."""
+
+import csv
+import io
+import json
+import re
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from detections import found, image
+from PIL import Image
+
+import compare
+import evaluate
+import stored_detections
+import train
+from commandline import ConfigError
+from compare import CompareConfig
+from evaluate import EvaluateConfig
+from metrics import coco_ground_truth, coco_results
+from tests.conftest import open_store, work_in
+from tracking.errors import DamagedArtifact
+from tracking.records import COMPARISON, NOTE
+from workspace import WorkspaceError
+
+BOXES = np.array([[x, 10, x + 40, 50] for x in (0, 100, 200, 300)])
+LABELS = [1, 1, 2, 2]
+CLASSES = ("cell & co", "plate_let")
+PLAIN = {"images": 2, "replicates": 200, "no_log": True}
+
+
+def truth_of(names, *, shifted=()):
+    records = [image(number, BOXES + (name in shifted), LABELS) for number, name in enumerate(names, start=1)]
+    renamed = [SimpleNamespace(**{**vars(each), "name": name}) for each, name in zip(records, names, strict=True)]
+    return coco_ground_truth(renamed, CLASSES)
+
+
+def results_of(count: int, share: float, seed: int):
+    """Each box is found with a probability of `share`."""
+    random = np.random.default_rng(seed)
+    detections = []
+    for number in range(1, count + 1):
+        kept = random.random(4) < share
+        scores = random.uniform(0.5, 1, kept.sum())
+        detections.append(found(number, BOXES[kept], np.array(LABELS)[kept], scores))
+    return coco_results(detections)
+
+
+NAMES = [f"{number:02d}.png" for number in range(30)]
+
+
+def keep_run(name, folder, *, share, seed, truth=None, results=None, source="", digest="2", group=None, **about):
+    """A finished training in the store, as far as comparisons look at one; its ID."""
+    truth = truth or truth_of(NAMES)
+    config = {"lr": 0.01, "seed": seed, "augmentation": "flip", "data": "somewhere", "run_name": name} | about
+    facts = {
+        "config": config,
+        "dataset": {"split_fingerprints": {"train": "1", "val": "2", "test": "3"}},
+        "code_version": "0" * 40,
+        "code_digest": "e3b0",
+        "evaluation": {"threads": 1},
+        "packages": {"torch": "2.15.0"},
+    }
+    files = folder / name
+    files.mkdir()
+    (files / "run.json").write_text(json.dumps(facts))
+    places = {files / "run.json": None}
+    for prefix in ("best_", "last_"):
+        for path in stored_detections.write(
+            files, "val", results or results_of(len(truth["images"]), share, seed), truth
+        ):
+            kept = path if path.name.startswith("ground") else path.rename(files / f"{prefix}{path.name}")
+            places[kept] = "detections"
+    return open_store().log_evaluation(
+        {"val/AP": share},
+        experiment="cells",
+        kind="training",
+        run_name=name,
+        dataset=("cells-val", digest),
+        dataset_source=source,
+        params=config,
+        tags={"group": group} if group else {},
+        files=places,
+    )
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory, empty_database):
+    """A store with runs of two methods, weak and strong, three seeds each, on images that are there."""
+    root = tmp_path_factory.mktemp("compared")
+    shutil.copy(empty_database, root / "mlflow.db")
+    images = root / "images"
+    images.mkdir()
+    for name in NAMES:
+        Image.new("RGB", (640, 480), "grey").save(images / name)
+    with pytest.MonkeyPatch.context() as patch:
+        work_in(root, patch)
+        for seed in range(3):
+            for group, share, lr in (("weak", 0.6, 0.01), ("strong", 0.9, 0.02)):
+                about = {"share": share, "seed": 10 * seed + (group == "strong"), "group": group, "lr": lr}
+                keep_run(f"{group}-{seed}", root, source=str(images), **about)
+        keep_run("like-weak", root, share=0.6, seed=77)
+        keep_run("elsewhere", root, share=0.9, seed=5, truth=truth_of(NAMES[:20], shifted=NAMES[:2]))
+    return root
+
+
+@pytest.fixture
+def here(repository, monkeypatch):
+    work_in(repository, monkeypatch)
+    return repository
+
+
+def of(*runs, **options):
+    return compare.main(CompareConfig(**PLAIN | {"runs": runs} | options))
+
+
+def test_a_difference_that_is_there_is_said_with_its_interval_and_of_what_it_holds(here):
+    report = of("weak-0", "strong-0")
+    (about,) = report["comparisons"]
+    score = about["scores"]["AP"]
+    assert score["shown"] and 0 < score["low"] < score["difference"] < score["high"]
+    assert about["verdict"] == (
+        f"strong-0 is better than weak-0 by {score['difference']:.3f} AP, "
+        f"95% interval {score['low']:.3f} to {score['high']:.3f}."
+    )
+    assert "two checkpoints" in about["scope"] and "methods it says nothing" in about["scope"]
+    assert about["configuration"] == {"lr": (["0.01"], ["0.02"]), "seed": (["0"], ["1"])}
+    assert any("val was also used to choose" in note and "--split test" in note for note in report["notes"])
+    assert set(about["scores"]) == {"AP", "AP50", "AP75", "AP_medium", "AP/cell & co", "AP/plate_let"}
+
+
+def test_no_difference_is_said_with_the_images_that_would_show_it(here):
+    (about,) = of("weak-0", "like-weak")["comparisons"]
+    score = about["scores"]["AP"]
+    assert score["low"] < 0 < score["high"] and not score["shown"]
+    assert re.match(r"No difference shown .* about [\d,]+ images \(there are 30\) would be needed", about["verdict"])
+
+
+def test_a_run_against_itself_is_exactly_the_same(here):
+    (about,) = of("weak-0", "weak-0")["comparisons"]
+    assert all((one["difference"], one["low"], one["high"]) == (0, 0, 0) for one in about["scores"].values())
+    assert "they score the same" in about["verdict"] and about["changed_images"] == []
+    assert about["baseline"] != about["candidate"]
+
+
+def test_groups_of_seeds_speak_of_the_method_and_a_single_seed_does_not(here):
+    strong, weak = ([f"{group}-{seed}" for seed in range(3)] for group in ("strong", "weak"))
+    report = of(*strong, against=tuple(weak))
+    (about,) = report["comparisons"]
+    assert (about["baseline"], about["candidate"], about["seeds"]) == ("weak", "strong", [3, 3])
+    assert "methods as trained here (3 and 3 seeds)" in about["scope"]
+    each = [np.mean([run["scores"]["AP"] for run in side["runs"]]) for side in report["sides"]]
+    assert about["scores"]["AP"]["difference"] == pytest.approx(each[1] - each[0])
+    deviation = np.std([run["scores"]["AP"] for run in report["sides"][0]["runs"]], ddof=1)
+    assert report["sides"][0]["scores"]["AP"]["deviation"] == pytest.approx(deviation)
+    assert not any("more than the seed" in note for note in report["notes"])
+    mixed = of(*strong, against=("weak-0",))["comparisons"][0]
+    assert "this one checkpoint of weak-0" in mixed["scope"]
+    odd = of("weak-1", "like-weak", "strong-0", against=("weak-0",))
+    assert any("differ in more than the seed: --lr 0.01, 0.02" in note for note in odd["notes"])
+
+
+def test_an_experiments_groups_are_ranked(here, capfd):
+    # elsewhere was scored on other images, and belongs to no group.
+    report = of(experiment="cells")
+    assert [side["label"] for side in report["sides"]] == ["strong", "weak"]
+    assert "strong" in report["comparisons"][0]["baseline"] and report["comparisons"][0]["scores"]["AP"]["high"] < 0
+    assert "left out: elsewhere, like-weak" in capfd.readouterr().err
+    with pytest.raises(ConfigError, match="--group-by lr"):
+        of(experiment="cells", group_by="augmentation")
+
+
+def test_different_data_are_refused_unless_told_to_take_what_is_common(here):
+    with pytest.raises(WorkspaceError) as error:
+        of("weak-0", "elsewhere")
+    assert "10 images only in weak-0" in str(error.value) and "2 images in both with other boxes" in str(error.value)
+    assert "18 images that are the same: --common-images" in str(error.value) and error.value.exit_code == 2
+    report = of("weak-0", "elsewhere", common_images=True)
+    assert (report["images"], report["images_left_out"]) == (18, 12)
+    alone = [each for each in results_of(30, 0.6, 0) if 3 <= each["image_id"] <= 20]
+    truth = truth_of(NAMES)
+    kept = {"images": truth["images"][2:20], "categories": truth["categories"]}
+    kept["annotations"] = [each for each in truth["annotations"] if 3 <= each["image_id"] <= 20]
+    from metrics import coco_metrics
+
+    assert report["sides"][0]["runs"][0]["scores"]["AP"] == pytest.approx(coco_metrics(kept, alone)["metrics"]["AP"])
+
+
+def test_the_order_of_classes_and_images_does_not_matter_but_their_names_do(here, tmp_path):
+    truth, results = truth_of(NAMES), results_of(30, 0.6, 0)
+    swapped = {1: 2, 2: 1}
+    other = {
+        **truth,
+        "images": [each | {"id": 100 - each["id"]} for each in truth["images"]],
+        "annotations": [
+            each | {"image_id": 100 - each["image_id"], "category_id": swapped[each["category_id"]]}
+            for each in truth["annotations"]
+        ],
+        "categories": [each | {"id": swapped[each["id"]]} for each in truth["categories"]],
+    }
+    moved = [
+        each | {"image_id": 100 - each["image_id"], "category_id": swapped[each["category_id"]]} for each in results
+    ]
+    keep_run("swapped", tmp_path, share=0.6, seed=0, truth=other, results=moved)
+    assert of("weak-0", "swapped")["comparisons"][0]["scores"]["AP"]["difference"] == pytest.approx(0, abs=1e-12)
+    renamed = truth | {"categories": [{"id": 1, "name": "cell & co"}, {"id": 2, "name": "other"}]}
+    keep_run("renamed", tmp_path, share=0.6, seed=0, truth=renamed)
+    with pytest.raises(WorkspaceError, match="other classes") as error:
+        of("weak-0", "renamed")
+    assert error.value.exit_code == 4
+
+
+@pytest.mark.parametrize("kind", ["table", "markdown", "latex", "csv", "json"])
+def test_every_format_is_what_it_says(here, run_script, kind):
+    names = ("strong-0", "strong-1", "--against", "weak-0", "weak-1", "--no-log", "--replicates", 50, "--images", 1)
+    process = run_script("compare.py", *names, "--format", kind)
+    assert process.returncode == 0, process.stderr
+    out = process.stdout
+    if kind == "json":
+        report = json.loads(out)
+        assert report["comparisons"][0]["scores"]["AP"]["degrees_of_freedom"] >= 1
+    elif kind == "csv":
+        rows = list(csv.DictReader(io.StringIO(out)))
+        assert [row["side"] for row in rows if row["score"] == "AP"] == ["weak", "strong"]
+        strong = next(row for row in rows if (row["side"], row["score"]) == ("strong", "AP"))
+        assert (
+            float(strong["low"]) < float(strong["difference"]) < float(strong["high"]) and strong["baseline"] == "weak"
+        )
+    elif kind == "latex":
+        body = [line for line in out.splitlines() if "&" in line]
+        assert {line.count("&") for line in body} == {5} and out.count(r"\begin") == out.count(r"\end") == 1
+    elif kind == "markdown":
+        tables = re.findall(r"(?:^\|.*\|\n?)+", out, flags=re.MULTILINE)
+        assert len(tables) == 3
+        assert all(len({line.count("|") for line in table.strip().splitlines()}) == 1 for table in tables)
+    else:
+        assert "strong is better than weak by" in out or "No difference shown between strong and weak" in out
+
+
+def test_it_is_logged_with_figures_and_is_no_training(here, run_script, tmp_path):
+    process = run_script("compare.py", "weak-0", "strong-0", "--replicates", 50, "--json", "--output", tmp_path / "out")
+    assert process.returncode == 0, process.stderr
+    report = json.loads(process.stdout)
+    store, run_id = open_store(), report["comparison_run_id"]
+    run = store.run(run_id)
+    assert (run.tags["kind"], run.experiment, run.status) == (COMPARISON, "cells", "FINISHED")
+    assert run.metrics["difference/AP"] == report["comparisons"][0]["scores"]["AP"]["difference"]
+    assert run.metrics["difference_low/AP"] < run.metrics["difference/AP"] < run.metrics["difference_high/AP"]
+    assert {file.path for file in store.client.list_artifacts(run_id, "figures")} == {
+        "figures/differences.png",
+        "figures/changed_images.jpg",
+    }
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report | {"comparison_run_id": None}
+    assert report["comparisons"][0]["verdict"] in (tmp_path / "out" / "report.md").read_text()
+    assert {"report.md", "report.json"} <= {file.path for file in store.client.list_artifacts(run_id)}
+    assert run.tags[NOTE].startswith(report["comparisons"][0]["verdict"])
+    with Image.open(tmp_path / "out" / "figures" / "changed_images.jpg") as picture:
+        assert picture.size[0] > 3 * 480 and picture.size[1] > 6 * 360
+    shown = json.loads(run_script("status.py", "--experiment", "cells", "--json").stdout)
+    assert run_id not in {one["run_id"] for one in shown["runs"]}
+    assert f"runs/{run_id}" in process.stderr
+    with pytest.raises(WorkspaceError, match="comparison"):
+        of("weak-0", run_id)
+
+
+def test_the_images_that_changed_most_come_first(here):
+    changed = of("weak-0", "strong-0", images=30)["comparisons"][0]["changed_images"]
+    steps = [abs(one["candidate"] - one["baseline"]) for one in changed]
+    assert steps == sorted(steps, reverse=True) and min(steps) > 0
+    found_of = [results_of(30, 0.6, 0), results_of(30, 0.9, 1)]
+    first = NAMES.index(changed[0]["file_name"]) + 1
+    misses = [4 - sum(each["image_id"] == first for each in results) for results in found_of]
+    assert [changed[0]["baseline"], changed[0]["candidate"]] == misses
+
+
+def test_images_that_are_elsewhere_are_named_and_not_drawn(here, tmp_path, capfd):
+    for name, seed in (("far", 8), ("farther", 9)):
+        keep_run(name, tmp_path, share=0.8, seed=seed, source="/nowhere", digest="9")
+    report = of("far", "farther", output=tmp_path / "out")
+    assert report["comparisons"][0]["changed_images"]
+    assert "not on this machine" in capfd.readouterr().err
+    assert [file.name for file in (tmp_path / "out" / "figures").iterdir()] == ["differences.png"]
+
+
+def test_runs_without_detections_get_the_command_that_makes_them(here, tmp_path):
+    store = open_store()
+    with pytest.raises(WorkspaceError, match=r"python evaluate.py --run \w{32} --split test"):
+        of("weak-0", "weak-0", split="test")
+    with pytest.raises(
+        WorkspaceError, match=r"2 runs .*\n  for run in \w{32} \w{32}; do python evaluate.py --run \$run"
+    ):
+        of("weak-0", "weak-1", split="test")
+    damaged = keep_run("damaged", tmp_path, share=0.8, seed=9)
+    path = store.run_artifacts(damaged) / "detections" / "best_val.json.gz"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DamagedArtifact, match=r"best_val.*damaged"):
+        of("weak-0", "damaged")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "two RUNs"),
+        ({"runs": ("a",)}, "no comparison"),
+        ({"against": ("a",)}, "before it"),
+        ({"runs": ("a", "b"), "group_by": "lr"}, "--experiment"),
+        ({"experiment": "e", "replicates": 1}, "--replicates"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options, says):
+    with pytest.raises(ConfigError, match=says):
+        CompareConfig(**options)
+
+
+def test_a_run_twice_in_a_group_is_refused(here):
+    with pytest.raises(ConfigError, match="twice"):
+        of("weak-0", "weak-0", against=("strong-0",))
+
+
+def test_trained_and_evaluated_runs_are_compared_as_they_are(home, small, capfd):
+    first, second = (train.main(replace(small, max_steps=2, seed=seed)) for seed in (0, 1))
+    report = of(first[:8], second)
+    assert (report["dataset"], report["split"], report["images"]) == ("shapes", "val", 5)
+    assert report["comparisons"][0]["configuration"] == {"seed": (["0"], ["1"])}
+    assert report["comparisons"][0]["data"][0].startswith("the same in train")
+    stored = open_store().run(first).metrics["best/AP"]
+    assert report["sides"][0]["runs"][0]["scores"]["AP"] == pytest.approx(stored)
+    evaluations = [evaluate.main(EvaluateConfig(run=run, split="test", replicates=0)) for run in (first, second)]
+    on_test = of(first, second, split="test")
+    scores = [side["runs"][0]["scores"]["AP"] for side in on_test["sides"]]
+    assert scores == pytest.approx([each["metrics"]["AP"] for each in evaluations])
+    assert not any("used to choose" in note for note in on_test["notes"])
+    by_evaluation = of(evaluations[0]["evaluation_run_id"], second)
+    assert by_evaluation["split"] == "test" and by_evaluation["comparisons"] == on_test["comparisons"]
+    with pytest.raises(ConfigError, match="evaluation on test, not on --split val"):
+        of(evaluations[0]["evaluation_run_id"], second, split="val")

@@ -47,6 +47,7 @@ LAYERS = (
         "config",
         "engine",
         "metrics",
+        "error_analysis",
         "figures",
         "survey_figure",
         "formats",

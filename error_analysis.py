@@ -9,6 +9,7 @@ tidecv 1.0.1 does; AP50, crowds and the number of detections that count are COCO
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -124,9 +125,12 @@ class Errors:
     def _is_object(self) -> np.ndarray:
         return self.there.value == 0
 
+    @cached_property
+    def _unmended(self) -> float | None:
+        return self.ap50()
+
     def _gain(self, ap50: float | None) -> float | None:
-        before = self.ap50()
-        return None if ap50 is None or before is None else ap50 - before
+        return None if ap50 is None or self._unmended is None else ap50 - self._unmended
 
     def _mean_ap(self, kept: np.ndarray, true: np.ndarray, label: np.ndarray, asked: np.ndarray) -> float | None:
         """The mean AP of the classes that have an object, of the detections `kept`, to find the objects `asked`."""
@@ -153,7 +157,8 @@ def analyse(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]
     target = np.full(len(found.image), NONE)
     for image in np.intersect1d(found.image, there.image):
         these, those = (slice(*np.searchsorted(objects.image, (image, image + 1))) for objects in (found, there))
-        kind[these], target[these] = _judge(found.taken(these), there.taken(those), first=those.start)
+        kind[these], near = _judge(found.taken(these), there.taken(those))
+        target[these] = np.where(near == NONE, NONE, near + those.start)
     hit = kind == Kind.HIT
     was_found = np.isin(np.arange(len(there.image)), target[hit])
     target = np.where(hit, target, _finders(target, was_found))
@@ -204,8 +209,8 @@ def _counted(found: Objects) -> Objects:
     return found.taken(np.lexsort((found.place, -found.value, found.image)))
 
 
-def _judge(found: Objects, there: Objects, *, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """Kinds of an image's detections, and the objects (from `first` on) that they find or would find if mended."""
+def _judge(found: Objects, there: Objects) -> tuple[np.ndarray, np.ndarray]:
+    """Kinds of an image's detections, and the objects of it that they find, or might find if mended."""
     crowd = there.value > 0
     iou = _iou(found.boxes, there.boxes, crowd)
     same = found.label[:, None] == there.label
@@ -227,9 +232,9 @@ def _judge(found: Objects, there: Objects, *, first: int) -> tuple[np.ndarray, n
     target = np.select(
         [kind == Kind.HIT, kind == Kind.LOCALISATION, kind == Kind.CLASSIFICATION],
         [target, own.argmax(axis=1), other.argmax(axis=1)],
-        NONE - first,
+        NONE,
     )
-    return kind, target + first
+    return kind, target
 
 
 def _iou(found: np.ndarray, there: np.ndarray, crowd: np.ndarray) -> np.ndarray:

@@ -63,6 +63,8 @@ class EvaluateConfig(DataOptions):
     """Print JSON instead of a table."""
     output: commandline.File = None
     """Folder for detections.json and ground_truth.json (COCO), metrics.json and figures/."""
+    worst: int = 6
+    """Images with the most errors to name and draw: figures/worst_images.jpg; 0: none."""
     no_log: bool = False
     """Do not write an evaluation run to MLflow."""
 
@@ -72,7 +74,7 @@ class EvaluateConfig(DataOptions):
             raise commandline.ConfigError(f"--workers must not be negative, not {self.workers}")
         if self.batch_size is not None and self.batch_size < 1:
             raise commandline.ConfigError(f"--batch-size must be above 0, not {self.batch_size}")
-        for name, value in {"--replicates": self.replicates, "--seed": self.seed}.items():
+        for name, value in {"--replicates": self.replicates, "--seed": self.seed, "--worst": self.worst}.items():
             if value < 0:
                 raise commandline.ConfigError(f"{name} must not be negative, not {value}")
 
@@ -137,6 +139,7 @@ def _latency(forward: Sequence[float], ends: Sequence[float], batch_size: int) -
 def main(config: EvaluateConfig) -> dict[str, Any]:
     """Score the checkpoint and return what `--json` prints."""
     import engine
+    import error_report
     import evaluation_report
     from data.open import open_data
     from data.readers.layout import split_of_folder
@@ -176,9 +179,8 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
             scorer=config.scorer,
             title=split,
         )
-    analysis = evaluation_report.analyse(
-        scored.ground_truth, scored.results, replicates=config.replicates, seed=config.seed
-    )
+    coco = scored.ground_truth, scored.results
+    analysis = evaluation_report.analyse(*coco, replicates=config.replicates, seed=config.seed, worst=config.worst)
     report = {
         "run_id": checkpoint.get("run_id"),
         "model_id": None,
@@ -197,9 +199,12 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         "evaluation_run_id": None,
     }
     with tempfile.TemporaryDirectory(prefix="figures-") as folder:
-        place = (config.output or Path(folder)) / "figures"
-        seen_by_nobody = config.output is None and config.no_log
-        pictures = [] if seen_by_nobody else evaluation_report.draw(analysis, report, place)
+        place, pictures = (config.output or Path(folder)) / "figures", []
+        if config.output is not None or not config.no_log:
+            pictures += evaluation_report.draw(analysis, report, place)
+            shown_score = analysis.confusion_threshold
+            told = report["errors"], analysis.errors, *coco
+            pictures += error_report.draw(*told, records, place, shown_score=shown_score)
         if config.output is not None:
             files = {"detections": scored.results, "ground_truth": scored.ground_truth, "metrics": report}
             for name, content in files.items():

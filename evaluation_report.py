@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+import error_analysis
+import error_report
 import figures
 import metrics
 
@@ -34,6 +36,8 @@ class Analysis:
     confusion_threshold: float
     confusion_names: tuple[str, ...]
     confusion: np.ndarray
+    errors: error_analysis.Errors
+    errors_told: dict[str, Any]
 
     def in_report(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -46,19 +50,26 @@ class Analysis:
                 "classes": list(self.confusion_names),
                 "counts": self.confusion.tolist(),
             },
+            "errors": self.errors_told,
         }
 
 
 def analyse(
-    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], *, replicates: int, seed: int
+    ground_truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    *,
+    replicates: int,
+    seed: int,
+    worst: int = 0,
 ) -> Analysis:
-    """COCO ground truth and results, analysed; without replicates no intervals."""
+    """COCO ground truth and results, analysed; without replicates no intervals; so many of the worst images named."""
     matches = metrics.match(ground_truth, results)
     curve = metrics.threshold_curve(matches, iou=IOU)
     best = curve.best()
     threshold = best["score_threshold"] if best else UNDETECTED_THRESHOLD
     names, counts = metrics.confusion(ground_truth, results, score_threshold=threshold, iou=IOU)
     by_class = {name: metrics.threshold_curve(matches, name, iou=IOU).best() for name in matches.classes}
+    errors = error_analysis.analyse(ground_truth, results)
     return Analysis(
         intervals=metrics.intervals(matches, replicates=replicates, seed=seed) if replicates else None,
         curve=curve,
@@ -68,6 +79,8 @@ def analyse(
         confusion_threshold=threshold,
         confusion_names=names,
         confusion=counts,
+        errors=errors,
+        errors_told=error_report.in_report(errors, ground_truth, results, worst=worst),
     )
 
 
@@ -108,6 +121,8 @@ def values(report: Mapping[str, Any]) -> dict[str, float]:
         if "AP" in intervals["per_class"].get(name, {}):
             named[f"AP_low/{name}"], named[f"AP_high/{name}"] = intervals["per_class"][name]["AP"]
     named |= report["thresholds"]["best"] or {}
+    kinds = report["errors"]["kinds"].items()
+    named |= {f"AP50_lost/{kind}": one["AP50"] for kind, one in kinds if one["AP50"] is not None}
     return named | {f"latency/{name}": value for name, value in report["latency"].items()}
 
 
@@ -127,6 +142,7 @@ def tables(report: Mapping[str, Any]) -> dict[str, Table]:
             ["ground truth", *(f"detected as {name}" for name in classes)],
             [[name, *row] for name, row in zip(classes, counts, strict=True)],
         ),
+        "tables/errors.json": error_report.table(report["errors"]),
     }
 
 
@@ -142,7 +158,7 @@ def text(report: Mapping[str, Any]) -> str:
         bounds = intervals["per_class"].get(name, {})
         cells = (f"{key} {number(one[key], bounds.get(key))}" for key in PER_CLASS)
         lines.append("  ".join([f"  {name:<{width}}", *cells]))
-    return "\n".join([*lines, *(f"  {line}" for line in remarks(report))])
+    return "\n".join([*lines, *(f"  {line}" for line in remarks(report) + error_report.lines(report["errors"]))])
 
 
 def note(report: Mapping[str, Any], checkpoint: str) -> str:

@@ -1,6 +1,7 @@
 """Pictures of detections and of training. The only door to supervision."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 LEGIBLE = 400  # pixels on the longer side: below it a drawn word cannot be read
 PADDING = 3  # pixels around a label's text
 TITLE_PIXELS, GAP_PIXELS = 28, 8
+LONGEST_SIDE = 640  # pixels of a picture beside others
 LONGEST_LABEL = 22  # characters beside a picture's curves
 MOST_CURVES = 16  # in one picture
 LEGIBLE_CELLS = 41  # classes of a matrix up to which its numbers can be read
@@ -18,10 +20,19 @@ WHITE = 255
 History = Mapping[str, Sequence[tuple[int, float]]]  # (step, value) by metric
 
 
+@dataclass(frozen=True)
+class Marks:
+    """What is drawn on an image."""
+
+    boxes: np.ndarray  # (N, 4) xyxy, absolute pixels
+    labels: np.ndarray  # (N,) ints, a colour each
+    texts: list[str]  # "": a box without a text
+
+
 def draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, texts: list[str]) -> np.ndarray:
     """Boxes (N, 4) xyxy in absolute pixels, coloured by label, and texts, on a copy of `image` (H, W, 3) uint8 RGB.
 
-    A small image is drawn enlarged by a whole factor.
+    An empty text is not drawn. A small image is drawn enlarged by a whole factor.
     """
     import supervision
 
@@ -31,12 +42,15 @@ def draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, texts: list[s
     size = drawn.shape[1::-1]
     thickness = supervision.calculate_optimal_line_thickness(size)
     scale = supervision.calculate_optimal_text_scale(size)
-    colors = supervision.ColorPalette.from_matplotlib("tab10", 10)
+    tab10 = supervision.ColorPalette.from_matplotlib("tab10", 10).colors
+    # supervision draws blue, green, red, as OpenCV has pixels; ours are red, green, blue
+    colors = supervision.ColorPalette([supervision.Color(each.b, each.g, each.r) for each in tab10])
     drawn = supervision.BoxAnnotator(colors, thickness=thickness).annotate(drawn, found)
     # supervision's own smart_position would spread the labels, which leave their boxes then and jump in a video.
     found.xyxy[:, :2] = _corners_inside(found.xyxy[:, :2], texts, scale, size)
+    named = np.array([bool(text) for text in texts], dtype=bool)
     return supervision.LabelAnnotator(colors, text_scale=scale, text_padding=PADDING).annotate(
-        drawn, found, labels=texts
+        drawn, found[named], labels=[text for text in texts if text]
     )
 
 
@@ -54,6 +68,14 @@ def _corners_inside(corners: np.ndarray, texts: list[str], scale: float, size: t
     widths, heights = np.array(text_sizes).reshape(-1, 2).T + 2 * PADDING
     x = np.maximum(np.minimum(corners[:, 0], size[0] - widths), 0)
     return np.stack([x, np.maximum(corners[:, 1], heights)], axis=1)
+
+
+def marked(image: np.ndarray, titled: Mapping[str, Marks]) -> np.ndarray:
+    """An image (H, W, 3) uint8 RGB once a title, at most LONGEST_SIDE pixels long, with the boxes of that title."""
+    image, scale = resized(image, LONGEST_SIDE) if max(image.shape[:2]) > LONGEST_SIDE else (image, 1.0)
+    return panels(
+        {title: draw(image, marks.boxes * scale, marks.labels, marks.texts) for title, marks in titled.items()}
+    )
 
 
 def panels(titled: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -84,7 +106,8 @@ def write(picture: np.ndarray, path: Path) -> None:
     """A picture (H, W, 3) uint8 RGB as a file, in the format of the path's suffix."""
     from PIL import Image
 
-    Image.fromarray(picture).save(path, compress_level=1)  # of PNG: a tenth of the time, a fifth more bytes
+    # compress_level is of PNG: a tenth of the time, a fifth more bytes; quality of JPEG: words stay sharp
+    Image.fromarray(picture).save(path, compress_level=1, quality=90)
 
 
 def under_title(title: str, picture: np.ndarray) -> np.ndarray:
@@ -94,6 +117,21 @@ def under_title(title: str, picture: np.ndarray) -> np.ndarray:
     strip = Image.new("RGB", (picture.shape[1], TITLE_PIXELS), "white")
     ImageDraw.Draw(strip).text((4, TITLE_PIXELS // 2), title, "black", ImageFont.load_default(16), anchor="lm")
     return np.concatenate([np.asarray(strip), picture])
+
+
+def error_bars(errors: Mapping[str, tuple[float, int]], colors: Sequence[int], path: Path) -> None:
+    """What each kind of error costs and how often it is, as bars in a PNG file; `colors` are those of `draw`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1 + 0.4 * len(errors)), layout="constrained")
+    axes = figure.add_subplot(xlabel="AP50 gained without these errors", xmargin=0.2)
+    costs = [cost for cost, _ in errors.values()]
+    bars = axes.barh(list(errors), costs, color=[f"C{color}" for color in colors], height=0.7)
+    axes.bar_label(bars, [f" {cost:.3f}  ({count})" for cost, count in errors.values()])
+    axes.set_xlim(left=0)
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3, axis="x")
+    figure.savefig(path, dpi=110)
 
 
 def loss_curves(history: History, path: Path, *, total: str = "train/loss") -> None:

@@ -19,7 +19,6 @@ from tracking import view
 from tracking.run import PER_CLASS, metric_name
 
 SHOWN_SCORE = 0.5
-LONGEST_SIDE = 640  # pixels of a sample picture
 MOST_CLASSES = 16  # that one picture has curves for: the weakest
 OVERALL = ("val/AP", "val/AP50", "val/AP75")
 
@@ -85,15 +84,15 @@ def sample_picture(
     image: np.ndarray, record: Record, found: Sequence[dict[str, Any]], classes: Sequence[str]
 ) -> np.ndarray:
     """Ground truth above or left, detections (COCO results of this image) below or right, of an image (H, W, 3)."""
-    image, scale = figures.resized(image, LONGEST_SIDE) if max(image.shape[:2]) > LONGEST_SIDE else (image, 1.0)
     xywh = np.array([one["bbox"] for one in found]).reshape(-1, 4)
     boxes = np.column_stack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
     labels = np.array([one["category_id"] for one in found], dtype=int)
     texts = [f"{classes[one['category_id'] - 1]} {one['score']:.2f}" for one in found]
     truth = [classes[label - 1] for label in record.labels]
-    return figures.panels(
+    return figures.marked(
+        image,
         {
-            f"ground truth: {record.name}": figures.draw(image, record.boxes * scale, record.labels, truth),
-            f"detections, score {SHOWN_SCORE} or more": figures.draw(image, boxes * scale, labels, texts),
-        }
+            f"ground truth: {record.name}": figures.Marks(record.boxes, record.labels, truth),
+            f"detections, score {SHOWN_SCORE} or more": figures.Marks(boxes, labels, texts),
+        },
     )

@@ -42,7 +42,7 @@ LAYERS = (
         "data_report",
         "preview",
     ),
-    ("workspace",),
+    ("workspace", "error_report"),
     (
         "config",
         "engine",

@@ -166,6 +166,15 @@ def test_what_coco_does_not_count_is_ignored():
     assert counts(errors) == {Kind.BACKGROUND: 100, Kind.CLASSIFICATION: 1}
 
 
+def test_of_two_objects_as_near_the_last_is_found_as_in_coco():
+    left, right = [0, 0, 50, 100], [50, 0, 50, 100]
+    ground_truth = truth((1, CAT, left), (1, CAT, right))
+    results = found((1, CAT, BOX, 0.9), (1, CAT, right, 0.8))
+    errors = analyse(ground_truth, results)
+    assert [Kind(kind) for kind in errors.kinds] == [Kind.HIT, Kind.DUPLICATE]
+    assert errors.ap50() == pytest.approx(coco_metrics(ground_truth, results)["metrics"]["AP50"])
+
+
 def test_a_detection_in_an_unknown_image_is_refused():
     with pytest.raises(ValueError, match="no image of image_id 9"):
         analyse(truth((1, CAT, BOX)), found((9, CAT, BOX, 0.9)))

@@ -83,9 +83,10 @@ def test_the_table_of_classes_is_that_of_the_best_checkpoint(home, small, tmp_pa
     shown_as_table = json.loads(open_store().run(run_id).tags["mlflow.loggedArtifacts"])
     assert shown_as_table == [{"path": "tables/per_class.json", "type": "table"}]
     evaluation = scored["evaluation_run_id"]
-    assert artifacts(evaluation, "tables") == ["confusion.json", "per_class.json"]
+    assert artifacts(evaluation, "tables") == ["confusion.json", "errors.json", "per_class.json"]
     shown_as_table = json.loads(open_store().run(evaluation).tags["mlflow.loggedArtifacts"])
-    assert [one["path"] for one in shown_as_table] == ["tables/per_class.json", "tables/confusion.json"]
+    shown = [f"tables/{name}.json" for name in ("per_class", "confusion", "errors")]
+    assert [one["path"] for one in shown_as_table] == shown
     assert "| circle |" in open_store().run(evaluation).tags[NOTE]
 
 

@@ -1,0 +1,158 @@
+"""What evaluate.py tells of errors: in words, as a table, as bars, and drawn on the worst images."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import figures
+from data.records import Record
+from error_analysis import BACKGROUND, ERRORS, FOREGROUND, WRONG, Errors, Kind
+
+SHOWN_SCORE = 0.5  # from which detections are drawn
+A_ROW = 3  # worst images beside each other
+COLUMNS = ["error", "AP50 lost", "count"]
+# Of boxes and bars, tab10's.
+COLORS = {
+    Kind.HIT: 2,
+    Kind.IGNORED: 7,
+    Kind.LOCALISATION: 1,
+    Kind.CLASSIFICATION: 4,
+    Kind.DUPLICATE: 9,
+    Kind.BACKGROUND: 3,
+    Kind.BOTH: 5,
+    Kind.MISSED: 6,
+}
+
+Coco = Sequence[Mapping[str, Any]]  # annotations or results
+
+
+def in_report(errors: Errors, ground_truth: Mapping[str, Any], results: Coco, *, worst: int) -> dict[str, Any]:
+    """As JSON has it; AP50 is what the errors cost, None where no class has an object."""
+    wrong, unfound = sum(map(errors.count, WRONG)), int(errors.unfound().sum())
+    names = {image["id"]: image["file_name"] for image in ground_truth["images"]}
+    images = errors.worst(worst)
+    kinds = {image_id: Counter() for image_id in images}
+    for each, kind in zip(results, errors.kinds, strict=True):
+        if each["image_id"] in images and kind in WRONG:
+            kinds[each["image_id"]][Kind(kind).title] += 1
+    for each, missed in zip(ground_truth["annotations"], errors.missed, strict=True):
+        if each["image_id"] in images and missed:
+            kinds[each["image_id"]][Kind.MISSED.title] += 1
+    return {
+        "iou": FOREGROUND,
+        "background_iou": BACKGROUND,
+        "kinds": {kind.title: {"AP50": errors.cost(kind), "count": errors.count(kind)} for kind in ERRORS},
+        "false_positives": {"AP50": errors.cost_of_false_positives(), "count": wrong},
+        "false_negatives": {"AP50": errors.cost_of_false_negatives(), "count": unfound},
+        "worst_images": [
+            {"image": names[image_id], "image_id": image_id, "weight": weight, "kinds": dict(kinds[image_id])}
+            for image_id, weight in images.items()
+        ],
+    }
+
+
+def table(report: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of what `in_report` gave."""
+    specials = {"all wrong detections": "false_positives", "all objects not found": "false_negatives"}
+    every = report["kinds"] | {name: report[key] for name, key in specials.items()}
+    return COLUMNS, [[name, one["AP50"], one["count"]] for name, one in every.items()]
+
+
+def lines(report: Mapping[str, Any]) -> list[str]:
+    """The table in words, and the names of the worst images."""
+    _, rows = table(report)
+    width = max(len(name) for name, *_ in rows)
+    told = ["errors, with the AP50 that each kind costs and how many there are:"]
+    for name, cost, count in rows:
+        told.append(f"  {name:<{width}}  {'–' if cost is None else format(cost, '.4f'):<6}  {count}")
+    if report["worst_images"]:
+        told.append(f"worst images: {', '.join(one['image'] for one in report['worst_images'])}")
+    return told
+
+
+def draw(
+    report: Mapping[str, Any],
+    errors: Errors,
+    ground_truth: Mapping[str, Any],
+    results: Coco,
+    records: Sequence[Record],
+    folder: Path,
+    *,
+    shown_score: float = SHOWN_SCORE,
+) -> list[Path]:
+    """Writes the costs as bars and the worst images of the report, where there are any; returns their paths."""
+    from data.dataset import load_image  # brings torch, which the rest does without
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    if all(one["AP50"] is not None for one in report["kinds"].values()):
+        paths.append(folder / "errors.png")
+        bars = {name: (one["AP50"], one["count"]) for name, one in report["kinds"].items()}
+        figures.error_bars(bars, [COLORS[kind] for kind in ERRORS], paths[-1])
+    if report["worst_images"]:
+        paths.append(folder / "worst_images.jpg")
+        by_id = {record.image_id: record for record in records}
+        chosen = [by_id[one["image_id"]] for one in report["worst_images"]]
+        shown = errors, ground_truth, results, shown_score
+        pictures = [picture(load_image(each), each, *shown) for each in chosen]
+        rows = [figures.side_by_side(pictures[at : at + A_ROW]) for at in range(0, len(pictures), A_ROW)]
+        figures.write(figures.side_by_side(rows, axis=0), paths[-1])
+    return paths
+
+
+def picture(
+    image: np.ndarray,
+    record: Record,
+    errors: Errors,
+    ground_truth: Mapping[str, Any],
+    results: Coco,
+    shown_score: float = SHOWN_SCORE,
+) -> np.ndarray:
+    """Ground truth above or left, detections with their errors below or right, of an image (H, W, 3)."""
+    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    there, found = (
+        [(place, each) for place, each in enumerate(given) if each["image_id"] == record.image_id]
+        for given in (ground_truth["annotations"], results)
+    )
+    found = [(Kind(errors.kinds[place]), each) for place, each in found if each["score"] >= shown_score]
+    found.sort(key=lambda pair: pair[0] != Kind.HIT)  # errors are drawn over hits
+    objects = [
+        (*_said_of_object(errors, place, names[each["category_id"]], each["iscrowd"], shown_score), each["bbox"])
+        for place, each in there
+    ]
+    detections = [(kind, _said_of_detection(kind, names, each), each["bbox"]) for kind, each in found]
+    counts = Counter(kind.title for kind, _ in found if kind in WRONG)
+    told = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "no error"
+    return figures.marked(
+        image,
+        {
+            f"ground truth: {record.name}": _marks(objects),
+            f"detections, score {shown_score:.2g} or more: {told}": _marks(detections),
+        },
+    )
+
+
+def _said_of_object(errors: Errors, place: int, name: str, crowd: int, shown_score: float) -> tuple[Kind, str]:
+    """Its colour and text; what is found, and drawn beside it, needs none."""
+    score = errors.found_at[place]
+    if crowd:
+        return Kind.IGNORED, f"{name}, crowd"
+    if np.isnan(score):
+        return Kind.MISSED, f"missed {name}" if errors.missed[place] else name
+    return Kind.HIT, "" if score >= shown_score else f"{name}, found at {score:.2f}"
+
+
+def _said_of_detection(kind: Kind, names: Mapping[int, str], each: Mapping[str, Any]) -> str:
+    return f"{kind.title}: {names[each['category_id']]} {each['score']:.2f}" if kind in WRONG else ""
+
+
+def _marks(drawn: Sequence[tuple[Kind, str, Sequence[float]]]) -> figures.Marks:
+    """Of a kind, a text and a box (xywh) each."""
+    xywh = np.array([box for *_, box in drawn], dtype=float).reshape(-1, 4)
+    boxes = np.column_stack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
+    return figures.Marks(
+        boxes, np.array([COLORS[kind] for kind, *_ in drawn], dtype=int), [text for _, text, _ in drawn]
+    )

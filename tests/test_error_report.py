@@ -1,0 +1,144 @@
+"""What evaluate.py tells of errors: words, table, bars, and boxes on the worst images."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import error_report
+import figures
+from data.open import open_data
+from error_analysis import ERRORS, Kind, analyse
+from metrics import coco_ground_truth
+from tests.conftest import Trained
+
+RED, PINK, GREEN = (214, 39, 40), (227, 119, 194), (44, 160, 44)  # of tab10: background, missed, hit
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def stored(trained: Trained):
+    from tracking.store import open_store
+
+    return open_store(trained.folder)
+
+
+def test_evaluate_tells_writes_and_logs_the_errors(trained, run_here, tmp_path):
+    out = tmp_path / "out"
+    process = run_here("evaluate.py", "--run", trained.run_id, "--json", "--output", out, "--worst", "4")
+    report = json.loads(process.stdout)
+    told = report["errors"]
+    assert told == json.loads((out / "metrics.json").read_text())["errors"]
+    ground_truth, results = (json.loads((out / f"{name}.json").read_text()) for name in ("ground_truth", "detections"))
+    errors = analyse(ground_truth, results)
+    assert errors.ap50() == pytest.approx(report["metrics"]["AP50"])
+    assert told["kinds"] == {
+        kind.title: {"AP50": pytest.approx(errors.cost(kind)), "count": errors.count(kind)} for kind in ERRORS
+    }
+    objects = sum(not each["iscrowd"] for each in ground_truth["annotations"])
+    assert errors.count(Kind.HIT) + told["false_negatives"]["count"] == objects
+    assert errors.count(Kind.HIT) + told["false_positives"]["count"] == len(results)
+    worst = [errors.image_ids.index(one["image_id"]) for one in told["worst_images"]]
+    assert len(set(worst)) == 4
+    for one in told["worst_images"]:
+        kinds = [
+            Kind(kind) for each, kind in zip(results, errors.kinds, strict=True) if each["image_id"] == one["image_id"]
+        ]
+        assert sum(one["kinds"].values()) - one["kinds"].get("missed", 0) == len(kinds) - kinds.count(Kind.HIT)
+
+    width, height = 4 * 128 + figures.GAP_PIXELS, 2 * (4 * 96 + figures.TITLE_PIXELS + figures.GAP_PIXELS)
+    in_rows = pixels(out / "figures" / "worst_images.jpg")  # three in the first row, one in the second
+    assert in_rows.shape == (2 * (height + figures.GAP_PIXELS), 3 * width, 3)
+    store, evaluation = stored(trained), report["evaluation_run_id"]
+    logged = sorted(file.path for file in store.client.list_artifacts(evaluation, "figures"))
+    assert {"figures/errors.png", "figures/worst_images.jpg"} <= set(logged)
+    table = json.loads(
+        Path(store.client.download_artifacts(evaluation, "tables/errors.json", str(tmp_path))).read_text()
+    )
+    assert table["data"][0] == ["classification", *told["kinds"]["classification"].values()]
+    lost = store.run(evaluation).metrics["eval/shapes/val/AP50_lost/missed"]
+    assert lost == pytest.approx(told["kinds"]["missed"]["AP50"])
+
+
+def test_none_of_the_worst_is_drawn_where_none_is_asked_for(trained, run_here, tmp_path):
+    process = run_here("evaluate.py", "--no-log", "--output", tmp_path / "out", "--worst", "0")
+    written = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
+    assert "errors.png" in written and "worst_images.jpg" not in written
+    assert "  localisation  " in process.stdout and "worst images" not in process.stdout
+
+
+@pytest.fixture
+def case(coco_folder):
+    """An image with two objects, the first found; one more detection where nothing is, one of a low score."""
+    data = open_data(coco_folder)
+    record = next(record for record in data.records("val") if len(record.boxes) >= 2)
+    boxes = np.array([[2.0, 2.0, 40.0, 40.0], [60.0, 50.0, 100.0, 90.0]])
+    ones = np.ones(2)
+    record = replace(record, boxes=boxes, labels=np.array([1, 1]), area=1444 * ones, iscrowd=0 * ones)
+    results = [
+        {"image_id": record.image_id, "category_id": 1, "bbox": box, "score": score}
+        for box, score in (([2, 2, 38, 38], 0.9), ([60, 2, 30, 30], 0.8), ([4, 60, 30, 30], 0.3))
+    ]
+    ground_truth = coco_ground_truth([record], data.classes)
+    return record, ground_truth, results, analyse(ground_truth, results)
+
+
+def colored(picture: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    return (picture == color).all(axis=-1)
+
+
+def test_errors_are_written_on_their_boxes_and_hits_are_not(case):
+    record, ground_truth, results, errors = case
+    assert [Kind(kind) for kind in errors.kinds] == [Kind.HIT, Kind.BACKGROUND, Kind.BACKGROUND]
+    image = np.full((record.height, record.width, 3), 128, np.uint8)
+    picture = error_report.picture(image, record, errors, ground_truth, results)
+    middle = picture.shape[0] // 2
+    truth, found = picture[:middle], picture[middle:]
+    top = figures.TITLE_PIXELS
+
+    def outline(color, part, x, y):  # of a box whose upper left corner is there, in pixels of the image
+        return colored(part, color)[top + 4 * y + 40 : top + 4 * y + 80, 4 * x - 4 : 4 * x + 5].any()
+
+    assert outline(GREEN, truth, 2, 2) and outline(PINK, truth, 60, 50)
+    assert outline(GREEN, found, 2, 2) and outline(RED, found, 60, 2)
+    assert not outline(RED, found, 4, 60)  # of a score below the shown
+    assert colored(picture, RED).sum() > colored(picture, PINK).sum() / 2 > 500  # filled: words stand on it
+    inside = found[top + 4 * 2 + 5 : top + 4 * 40 - 5, 4 * 2 + 5 : 4 * 40 - 5]
+    assert (inside == 128).all()  # of the hit in the corner, whose label would have no room but there
+
+
+def test_an_object_found_below_the_shown_score_says_so(case):
+    _, ground_truth, results, _ = case
+    low = [results[0] | {"score": 0.25}]
+    errors = analyse(ground_truth, low)
+    assert error_report._said_of_object(errors, 0, "star", 0, 0.5) == (Kind.HIT, "star, found at 0.25")
+    assert error_report._said_of_object(errors, 0, "star", 0, 0.2) == (Kind.HIT, "")
+    assert error_report._said_of_object(errors, 1, "star", 0, 0.5) == (Kind.MISSED, "missed star")
+    assert error_report._said_of_object(errors, 1, "star", 1, 0.5) == (Kind.IGNORED, "star, crowd")
+
+
+def test_without_objects_errors_are_told_and_no_costs(case, tmp_path):
+    record, ground_truth, results, _ = case
+    empty = ground_truth | {"annotations": []}
+    errors = analyse(empty, results)
+    told = error_report.in_report(errors, empty, results, worst=6)
+    paths = error_report.draw(told, errors, empty, results, [record], tmp_path / "figures")
+    assert [path.name for path in paths] == ["worst_images.jpg"]
+    assert told["kinds"]["background"] == {"AP50": None, "count": 3}
+    assert any(line.split() == ["background", "–", "3"] for line in error_report.lines(told))
+
+
+def test_without_errors_nothing_is_worst(case, tmp_path):
+    record, ground_truth, results, _ = case
+    perfect = [results[0], results[0] | {"bbox": [60, 50, 40, 40]}]
+    errors = analyse(ground_truth, perfect)
+    told = error_report.in_report(errors, ground_truth, perfect, worst=6)
+    assert told["worst_images"] == [] and "worst images" not in "\n".join(error_report.lines(told))
+    paths = error_report.draw(told, errors, ground_truth, perfect, [record], tmp_path / "figures")
+    assert [path.name for path in paths] == ["errors.png"]

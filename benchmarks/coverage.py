@@ -1,6 +1,6 @@
 """Whether the 95% intervals of AP hold what they promise, on made-up detections whose true AP is known.
 
-    python -m benchmarks.coverage [--images 50 200 800] [--trials 500]
+    python -m benchmarks.coverage [--images 50 200 500] [--trials 500]
 
 A trial is a data set of so many images with three classes, of 2, 1 and 0.25 boxes an image; images differ in how many
 objects they have, and how hard these are to find and to place. The truth is the AP on 600,000 other images. COCO's AP
@@ -92,7 +92,7 @@ def true_scores() -> dict[str, float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, nargs="+", default=[50, 200, 800])
+    parser.add_argument("--images", type=int, nargs="+", default=[50, 200, 500])
     parser.add_argument("--trials", type=int, default=500)
     parser.add_argument("--replicates", type=int, default=1000)
     given = parser.parse_args()

@@ -172,6 +172,21 @@ def ap_curves(
         axes.set_ylim(0, 1)
 
 
+def ap_by_epoch(
+    curves: Mapping[str, Sequence[tuple[float, float, tuple[float, float] | None]]], path: Path, *, title: str
+) -> None:
+    """(epoch, value, its interval or None) of each metric as a PNG file, intervals shaded."""
+    with _axes(path, "epoch", "in 0..1; shaded: its 95% interval") as axes:
+        for name, points in curves.items():
+            epochs, values, intervals = zip(*points, strict=True)
+            (line,) = axes.plot(epochs, values, marker="o", label=name)
+            if all(intervals):
+                low, high = zip(*intervals, strict=True)
+                axes.fill_between(epochs, low, high, color=line.get_color(), alpha=0.2)
+        axes.set(title=title, ylim=(0, 1))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+
 def precision_recall_curves(curves: Mapping[float, Mapping[str, np.ndarray]], path: Path) -> None:
     """Precision at COCO's 101 recalls as a PNG file: a panel for each IoU, the mean strong, classes thin.
 

@@ -28,16 +28,16 @@ from workspace import RunFolder, WorkspaceError
 @pytest.fixture
 def falling(monkeypatch):
     """Validations whose AP falls: epoch-000 is the best, whatever comes; AP50 rises."""
-    import evaluate
+    import scoring
 
-    real_score, number = evaluate.score, iter(range(1, 1000))
+    real_score, number = scoring.score, iter(range(1, 1000))
 
     def score(*arguments, **keywords):
         scored, count = real_score(*arguments, **keywords), next(number)
         scored.metrics.update({"AP": 0.9 / count, "AP50": 1 - 0.9 / count})
         return scored
 
-    monkeypatch.setattr("evaluate.score", score)
+    monkeypatch.setattr("scoring.score", score)
 
 
 def files(home) -> list[str]:

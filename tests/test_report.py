@@ -12,6 +12,7 @@ from PIL import Image
 import evaluate
 import figures
 import report
+import scoring
 import train
 from data.open import open_data
 from evaluate import EvaluateConfig
@@ -57,14 +58,14 @@ def test_a_run_shows_the_same_images_at_the_start_and_at_every_validation(home, 
 
 def test_the_best_so_far_is_a_metric_of_its_own(home, small, monkeypatch):
     given = iter([0.3, 0.5, 0.4])
-    real = evaluate.score
+    real = scoring.score
 
     def score(*arguments, **keywords):
         scored = real(*arguments, **keywords)
         scored.metrics["AP"] = next(given)
         return scored
 
-    monkeypatch.setattr("evaluate.score", score)
+    monkeypatch.setattr("scoring.score", score)
     run_id = train.main(replace(small, epochs=3))
     assert history(open_store(), run_id, "best/AP") == [(4, 0.3), (8, 0.5), (12, 0.5)]
     assert history(open_store(), run_id, "val/AP") == [(4, 0.3), (8, 0.5), (12, 0.4)]

@@ -13,6 +13,7 @@ import engine
 import evaluate
 import fetching
 import publishing
+import scoring
 import status
 import train
 import workspace
@@ -61,7 +62,7 @@ def test_the_best_is_published_and_a_worse_epoch_does_not_replace_it(home, small
         scored.metrics["AP"] = next(values)
         return scored
 
-    monkeypatch.setattr("evaluate.score", falling)
+    monkeypatch.setattr("scoring.score", falling)
     run_id = train.main(small)
     entry = publishing.current_entry()
     assert (entry["run_id"], entry["epoch"], entry["metrics"]["val/AP"], entry["role"]) == (run_id, 0, 0.9, "best")
@@ -70,9 +71,9 @@ def test_the_best_is_published_and_a_worse_epoch_does_not_replace_it(home, small
 
 
 def train_score():
-    import evaluate
+    import scoring
 
-    return evaluate.score
+    return scoring.score
 
 
 def test_a_loss_that_is_no_number_names_its_images_and_fails_the_run(home, small):
@@ -319,6 +320,6 @@ def test_a_failed_run_says_why_and_tags_can_be_added_on_resuming(home, small, mo
 
 
 def test_precision_that_a_cpu_does_not_have_is_replaced_by_fp32(capfd):
-    assert [evaluate.precision_as_in({"amp": amp}, "cpu") for amp in ("off", "bf16", "fp16")] == ["off", "bf16", "off"]
+    assert [scoring.precision_as_in({"amp": amp}, "cpu") for amp in ("off", "bf16", "fp16")] == ["off", "bf16", "off"]
     assert "scored in fp32" in capfd.readouterr().err
-    assert evaluate.precision_as_in({"amp": "fp16"}, "cuda") == "fp16"
+    assert scoring.precision_as_in({"amp": "fp16"}, "cuda") == "fp16"

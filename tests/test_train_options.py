@@ -8,6 +8,7 @@ import albumentations as A
 import pytest
 
 import evaluate
+import scoring
 import train
 from commandline import ConfigError
 from data.records import DataError
@@ -21,14 +22,14 @@ def artifacts(run_id: str) -> set[str]:
 
 def scores(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     """Validations find these AP, one after the other."""
-    real, given = evaluate.score, iter(values)
+    real, given = scoring.score, iter(values)
 
     def score(*arguments, **keywords):
         scored = real(*arguments, **keywords)
         scored.metrics["AP"] = next(given)
         return scored
 
-    monkeypatch.setattr("evaluate.score", score)
+    monkeypatch.setattr("scoring.score", score)
 
 
 def test_a_resumed_run_with_every_option_in_play_equals_an_uninterrupted_one(home, small):

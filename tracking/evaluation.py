@@ -13,7 +13,7 @@ from tracking.run import Dataset, TrackedRun
 
 def log_evaluation(
     store,
-    metrics: Mapping[str, float],
+    metrics: Mapping[str, float] | Mapping[int, Mapping[str, float]],
     *,
     experiment: str,
     kind: str = EVALUATION,
@@ -31,6 +31,7 @@ def log_evaluation(
 ) -> str:
     """Logs a finished run with these numbers, linked to the checkpoint where the store has it; returns its ID.
 
+    `metrics` are of `step`, or a mapping of steps to metrics;
     `source_run_id` is the run that was evaluated, which this store need not know; `files` gives each file's folder;
     `tables` gives columns and rows by artifact path.
     """
@@ -49,7 +50,9 @@ def log_evaluation(
                 run.table(*content, place)
             if description:
                 run.description(description)
-            run.metrics(metrics, step, dataset=dataset)
+            by_step = metrics if all(isinstance(key, int) for key in metrics) else {step: metrics}
+            for each, values in by_step.items():
+                run.metrics(values, each, dataset=dataset)
             run.end("FINISHED")
             run.close()
             deliver(store, run_id, _operations(run.journal, checkpoint), Path(folder))

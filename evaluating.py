@@ -1,0 +1,153 @@
+"""What is scored, on what, and how: the parts of evaluate.py that one checkpoint and all of a run's have in common."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import commandline
+import fetching
+import scoring
+import workspace
+from config import TrainConfig
+from data_options import DataOptions
+from models import record
+from progress import say
+
+if TYPE_CHECKING:
+    from data.records import DetectionData, Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A checkpoint that is scored."""
+
+    model: Any
+    checkpoint: dict[str, Any]  # its content, but for the weights
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What it is scored on."""
+
+    where: str  # --data, or the run's own
+    split: str
+    data: "DetectionData"  # its classes in the checkpoint's order
+    records: Sequence["Record"]
+
+
+def read_subject(path: Path, config: Any) -> Subject:
+    """The checkpoint of a local file."""
+    model, checkpoint = fetching.load_detector(path, model=config.model, classes=config.classes)
+    entry = record.inspect(path).entry
+    # The evaluation of a weights-only file is one of the checkpoint that it was taken from.
+    sha256 = entry.get("weights_of") or entry.get("sha256") or record.file_sha256(path)
+    return Subject(model=model, checkpoint=checkpoint, sha256=sha256)
+
+
+def scene_of(store: Any, checkpoint: dict[str, Any], config: Any) -> Scene:
+    """The data to score on; what they are, and what is to be said of them, is said."""
+    from data.open import open_data
+    from data.readers.layout import split_of_folder
+
+    where = config.data or config.folder_of_files or workspace.data_of(checkpoint)
+    if where is None:
+        raise commandline.ConfigError("This checkpoint does not say what it was trained on: give --data PATH")
+    split = split_of_folder(config.split) or config.split  # `valid` is val
+    data = open_data(where, data_options(config, checkpoint, where), scored=split)
+    data = data.with_classes_in_order(checkpoint["classes"])
+    say("\n".join(data.describe()))
+    records = fetching.records_to_score(checkpoint, data, split)
+    for line in notes_on_data(store, checkpoint, data, split, is_own=where == workspace.data_of(checkpoint)):
+        say(line)
+    return Scene(where=where, split=split, data=data, records=records)
+
+
+def scored_as_in_training(subject: Subject, scene: Scene, config: Any) -> scoring.Score:
+    """With the batches, threads and precision of training's validation, as far as the options do not say otherwise."""
+    import engine
+
+    settings = subject.checkpoint.get("evaluation") or {}
+    device = engine.choose_device(config.device)
+    amp = engine.amp_dtype(scoring.precision_as_in(settings, device.type), device)
+    with engine.cpu_threads(scoring.threads_as_in(settings)):
+        return scoring.score(
+            engine.place(subject.model, device, amp),
+            scene.records,
+            subject.checkpoint["classes"],
+            batch_size=config.batch_size or settings.get("batch_size") or 4,
+            workers=scoring.loader_workers(config.workers, scene.where),
+            device=device,
+            amp=amp,
+            scorer=config.scorer,
+            title=scene.split,
+        )
+
+
+def about(scene: Scene) -> dict[str, Any]:
+    """What was scored on, as reports have it."""
+    data = scene.data
+    return {
+        "dataset": data.name,
+        "fingerprint": data.fingerprint,
+        "split": scene.split,
+        "images": len(scene.records),
+    }
+
+
+def data_options(config: Any, checkpoint: dict[str, Any], where: str) -> DataOptions:
+    """How the data are read: as in training where they are the run's own and nothing else is asked for."""
+    asked = DataOptions.of(vars(config))
+    own = where == workspace.data_of(checkpoint)
+    return DataOptions.of(checkpoint["config"]) if own and asked == DataOptions() else asked.with_absolute_paths()
+
+
+def notes_on_data(
+    store: Any, checkpoint: dict[str, Any], data: "DetectionData", split: str, *, is_own: bool
+) -> list[str]:
+    """What makes the score another than one on images that the checkpoint has not seen, or than training's own."""
+    import changes
+    from data.fingerprint import contents, images_of
+
+    before = (checkpoint.get("dataset") or {}).get("split_fingerprints") or {}
+    now = data.split_fingerprint(split)
+    if now == before.get("train"):
+        return [f"note: {split!r} is what the checkpoint was trained on: the score tells nothing of other images"]
+    if now in before.values():
+        return []
+    notes = []
+    if is_own and split in before:
+        notes.append(f"note: the data are not as they were in training: {changes.of_data(checkpoint, data, store)}")
+    run_id, fingerprint = checkpoint.get("run_id"), (checkpoint.get("dataset") or {}).get("fingerprint")
+    first, known = changes.contents_of(store, run_id), changes.contents_of(store, run_id, fingerprint)
+    trained_on = {image for each in (first, known) for image in images_of(each.get("train", {})).values()}
+    images = images_of(contents({split: data.records(split)}, data.classes)[split])
+    if not notes and images and set(images.values()) == set(images_of(known.get(split, {})).values()):
+        notes.append(f"note: these are the images of the {split!r} that training knew, otherwise annotated")
+    seen = [name for name, digest in images.items() if digest in trained_on]
+    if seen:
+        shown = ", ".join(seen[:3]) + (", …" if len(seen) > 3 else "")
+        notes.append(f"note: {len(seen)} of these {len(images)} images were trained on, which flatters it: {shown}")
+        trained_with = DataOptions.of(checkpoint["config"])
+        given = {"--split-by": trained_with.split_by, "--splits": trained_with.splits}
+        own = " ".join(f"{flag} {shlex.quote(value)}" for flag, value in given.items() if value)
+        if own and not is_own:
+            notes.append(f"note: training's own splits were made by {own}")
+    return notes
+
+
+def metric_prefix(scene: Scene) -> str:
+    """Of an evaluation's metrics in MLflow."""
+    return f"eval/{scene.data.name}/{scene.split}/"
+
+
+def in_mlflow(checkpoint: dict[str, Any], scene: Scene) -> dict[str, Any]:
+    """Where an evaluation stands there, and on what it is."""
+    return {
+        "experiment": checkpoint.get("experiment") or TrainConfig.experiment,
+        "dataset": (f"{scene.data.name}-{scene.split}", scene.data.split_fingerprint(scene.split)),
+        "dataset_source": str(scene.data.root or "generated"),
+        "tags": {"split": scene.split},
+    }

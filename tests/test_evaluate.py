@@ -1,0 +1,70 @@
+"""evaluate.py of all checkpoints of a run, and of what a run is expected to have."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import evaluate
+import scoring
+import train
+from commandline import ConfigError
+from evaluate import EvaluateConfig
+from tracking.store import open_store
+
+
+def test_every_checkpoint_is_scored_and_logged_by_step(trained, run_here, tmp_path):
+    ended = run_here(
+        "evaluate.py", "--run", "small", "--which", "all", "--replicates", 20, "--json", "--output", tmp_path
+    )
+    assert ended.returncode == 0, ended.stderr
+    report, store = json.loads(ended.stdout), open_store(trained.folder)
+    known = store.checkpoints(trained.run_id)
+    assert [row["checkpoint"] for row in report["checkpoints"]] == [one.name for one in known] and len(known) == 2
+    for row, one in zip(report["checkpoints"], known, strict=True):
+        assert row["metrics"]["AP"] == pytest.approx(one.metrics["val/AP"], abs=1e-6)
+        low, high = row["intervals"]["AP"]
+        assert low <= high
+    assert report["best"] == max(known, key=lambda one: one.metrics["val/AP"]).name
+    assert json.loads((tmp_path / "metrics.json").read_text()) == report
+    assert (tmp_path / "figures" / "ap_by_epoch.png").is_file()
+    history = store.histories(report["evaluation_run_id"], ("eval/shapes/val/AP",))
+    expected = [(row["step"], pytest.approx(row["metrics"]["AP"])) for row in report["checkpoints"]]
+    assert history["eval/shapes/val/AP"] == expected
+    assert [step for step, _ in history["eval/shapes/val/AP_low"]] == [one.step for one in known]
+    assert store.run(report["evaluation_run_id"]).tags["source_run_id"] == trained.run_id
+
+
+def test_scores_are_compared_with_those_that_the_run_has(trained, run_here):
+    quick = ("--no-log", "--replicates", 0)
+    ended = run_here("evaluate.py", "--expect-run", "small", *quick)
+    assert ended.returncode == 0 and "as expected: the " in ended.stderr, ended.stderr
+    ended = run_here("evaluate.py", "--run", "small", "--which", "0", "--expect-run", "small", *quick, "--json")
+    report, (first, _) = json.loads(ended.stdout), open_store(trained.folder).checkpoints(trained.run_id)
+    assert report["as_expected"] and report["expected"]["AP"] == first.metrics["val/AP"]
+    ended = run_here("evaluate.py", "--expect-run", "small", "--split", "test", *quick)
+    assert ended.returncode == 2 and "Make them: python evaluate.py --run" in ended.stderr
+
+
+def test_another_runs_checkpoint_and_other_scores_are_not_as_expected(home, small, capfd, monkeypatch):
+    runs = [train.main(replace(small, max_steps=1, seed=seed)) for seed in (0, 1)]
+    config = EvaluateConfig(run=runs[1], expect_run=runs[0], no_log=True, replicates=0)
+    assert evaluate.script(config) == 1
+    assert f"not as expected: this checkpoint is not one of run {runs[0]}, whose step-000001" in capfd.readouterr().err
+    real = scoring.score
+
+    def better(*arguments, **keywords):
+        scored = real(*arguments, **keywords)
+        scored.metrics["AP"] += 0.002
+        return scored
+
+    monkeypatch.setattr("scoring.score", better)
+    config = EvaluateConfig(run=runs[0], expect_run=runs[0], no_log=True, replicates=0)
+    assert evaluate.script(config) == 1
+    assert "not as expected: AP 0.00" in capfd.readouterr().err
+    assert evaluate.script(replace(config, tolerance=0.003)) == 0
+
+
+def test_all_checkpoints_expect_nothing():
+    with pytest.raises(ConfigError, match="leave out --which all"):
+        EvaluateConfig(run="a", which="all", expect_run="a")

@@ -140,12 +140,12 @@ def notes(sides: Sequence[Side], same: SameImages, config: Any) -> list[str]:
 
 
 def few_images(truth: dict[str, Any]) -> list[str]:
-    """The classes that are in too few images for their intervals."""
+    """The classes whose intervals hold less often."""
     names = {category["id"]: category["name"] for category in truth["categories"]}
     pairs = {(names[each["category_id"]], each["image_id"]) for each in truth["annotations"] if not each["iscrowd"]}
     counts = {name: sum(one == name for one, _ in pairs) for name in names.values()}
     few = [f"{name} ({count})" for name, count in counts.items() if 0 < count < FEW_IMAGES]
-    return [f"classes in few images, whose intervals are too narrow: {', '.join(few)}"] if few else []
+    return [f"in few images, so that their intervals hold less often: {', '.join(few)}"] if few else []
 
 
 def instead(runs: Sequence[Detected], config: Any) -> str:

@@ -91,7 +91,7 @@ class Difference:
     candidate: float
     low: float
     high: float
-    image_variance: float  # of the difference of means, over draws of images
+    image_variance: float  # of the difference of means, over draws of images; of seeds what they have in common
     seed_variance: float  # of the difference of means, over seeds; 0 where each side has one
     degrees_of_freedom: float  # of the interval; infinite where each side has one seed
 
@@ -111,9 +111,9 @@ def difference(baseline: Sequence[Evaluated], candidate: Sequence[Evaluated], na
     One seed a side: the interval is that of the paired bootstrap over images, so it speaks of these checkpoints.
     Several: (D − t·s, D + t·s) with s² = the variance over images + s_A²/n_A + s_B²/n_B, and Student's t with the
     degrees of freedom of Welch (The generalization of "Student's" problem when several different population variances
-    are involved, Biometrika 34, 1947, and Satterthwaite 1946), in which the images count as known. A side with one
-    seed is taken as this checkpoint: it adds no variance. As the seeds' scores differ by image too, s is rather too
-    large than too small.
+    are involved, Biometrika 34, 1947, and Satterthwaite 1946), in which the images count as known. That seeds do well
+    on other images is in both variances: the images' is counted without it. A side with one seed is taken as this
+    checkpoint: it adds no variance.
     """
     sides = [[run.values.get(name) for run in side] for side in (baseline, candidate)]
     if any(value is None for side in sides for value in side):
@@ -127,6 +127,8 @@ def difference(baseline: Sequence[Evaluated], candidate: Sequence[Evaluated], na
     parts = [(float(np.var(side, ddof=1)) / len(side), len(side) - 1) for side in sides if len(side) > 1]
     seeds, degrees = sum(variance for variance, _ in parts), math.inf
     if parts:
+        own = sum(_own_variance(side, name) / len(side) for side in (baseline, candidate) if len(side) > 1)
+        images = max(0.0, images - own)
         degrees = welch_degrees(images, parts)
         half = student(degrees) * math.sqrt(images + seeds)
         bounds = (means[1] - means[0] - half, means[1] - means[0] + half)
@@ -143,6 +145,12 @@ def difference(baseline: Sequence[Evaluated], candidate: Sequence[Evaluated], na
 
 def _mean(side: Sequence[Evaluated], name: str) -> np.ndarray:
     return np.mean([run.replicates[name] for run in side], axis=0)
+
+
+def _own_variance(side: Sequence[Evaluated], name: str) -> float:
+    """How much the score of one seed varies over draws of images beside what varies for all of them alike."""
+    deviations = [run.replicates[name] - run.values[name] for run in side]
+    return float(np.nanmean(np.var(deviations, axis=0, ddof=1)))
 
 
 def welch_degrees(known: float, parts: Sequence[tuple[float, int]]) -> float:

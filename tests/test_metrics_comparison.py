@@ -174,3 +174,17 @@ def test_with_the_images_or_the_seeds_that_are_needed_both_variances_together_ar
     wanted = (0.05 / (1.959964 + 0.841621)) ** 2
     assert 0.0002 * 50 / images + 0.0001 == pytest.approx(wanted)
     assert 0.0002 + 0.0001 * 3 / seeds == pytest.approx(wanted)
+
+
+def test_what_each_seed_does_on_other_images_is_counted_once_and_what_all_do_is_counted():
+    random = np.random.default_rng(0)
+    alike = random.normal(0, 0.02, 20_000)
+    sides = [
+        [
+            replace(constant(mean), replicates={"AP": mean + shared + random.normal(0, 0.03, 20_000)})
+            for _ in range(count)
+        ]
+        for mean, shared, count in ((0.5, 0, 3), (0.6, alike, 4))
+    ]
+    assert difference(*sides, "AP").image_variance == pytest.approx(0.02**2, rel=0.1)  # not 0.02² + 0.03² (1/3 + 1/4)
+    assert difference(sides[0], sides[1][:1], "AP").image_variance == pytest.approx(0.02**2 + 0.03**2, rel=0.1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import commandline
 import fetching
+import notes
 import workspace
 from commandline import ConfigError
 from progress import say
@@ -17,6 +18,8 @@ from tracking.errors import StoreError
 if TYPE_CHECKING:
     from comparing.content import Side
     from comparing.same_images import SameImages
+
+MOST_LINKED = 10  # runs, in the note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +144,13 @@ def log(store: Any, report: dict[str, Any], sides: Sequence["Side"], files: dict
     data = first.dataset
     labels = [side.label for side in sides]
     others = labels[1] if len(labels) == 2 else f"{len(labels) - 1} others"
+    compared = [run.run for side in sides for run in side.runs]
+
+    def links(run_id: str) -> str:
+        figures = [store.ui_urls(run_id, figure=path.name)["figures"] for path in files if path.suffix == ".png"]
+        runs = [(run.name, store.ui_urls(run.run_id)["run"]) for run in compared[:MOST_LINKED]]
+        return notes.links([*(("Figures", url) for url in figures[:1]), *runs])
+
     run_id = store.log_evaluation(
         formats.values(report),
         experiment=first.run.experiment,
@@ -149,10 +159,10 @@ def log(store: Any, report: dict[str, Any], sides: Sequence["Side"], files: dict
         dataset=(f"{data['name']}-{report['split']}", data["digest"]) if data["name"] and data["digest"] else None,
         dataset_source=data["source"] or "",
         params={key: report[key] for key in ("baseline", "split", "images", "replicates", "seed")},
-        tags={"compared_runs": " ".join(run.run.run_id for side in sides for run in side.runs)[:5000]},
+        tags={"compared_runs": " ".join(run.run_id for run in compared)[:5000]},
         files=files,
         tables=formats.tables(report),
-        description=formats.note(report),
+        description=lambda run_id: formats.note(report, links(run_id)),
     )
     pages = store.ui_urls(run_id)
     say(f"comparison: {pages['run']}" + (f"\n  see it: {pages['command']}" if "command" in pages else ""))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import notes
 import workspace
 from tracking.connection import is_server
 from tracking.run import metric_name
@@ -18,7 +19,7 @@ def describe_run(
     """The note of the run that `info` (a RunInfo) tells of, at this position; `state` in a word, `pages` of the UI."""
     # The UI shows the first five lines or so of a note before one asks for more.
     parts = [result(info, position, history, state), commands(info, position), classes_table(info, position, history)]
-    parts.append(", ".join(f"[{title}](#{pages[page].partition('#')[2]})" for page, title in LINKS.items()))
+    parts.append(notes.links((title, pages[page]) for page, title in LINKS.items()))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -44,8 +45,8 @@ def classes_table(info: Any, position: Mapping[str, Any], history: History) -> s
     """AP by class of the best checkpoint."""
     best = position.get("best")
     values = {name: at(history, metric_name(f"val/AP/{name}"), best) for name in info.classes} if best else {}
-    rows = [f"| {name} | {value:.4f} |" for name, value in values.items() if value is not None]
-    return "\n".join(["| class | val/AP |", "|---|---|", *rows]) if rows else ""
+    rows = [[name, f"{value:.4f}"] for name, value in values.items() if value is not None]
+    return notes.table(["class", "val/AP"], rows) if rows else ""
 
 
 def commands(info: Any, position: Mapping[str, Any]) -> str:

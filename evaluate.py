@@ -215,6 +215,11 @@ def log(
     if stored is None:
         say(f"note: {store.uri} does not have this checkpoint: the evaluation is linked to none")
     values = evaluation_report.values(report).items()
+
+    def note(own: str) -> str:
+        links = evaluating.links(store, own, pictures, stored and stored.run_id)
+        return evaluation_report.note(report, workspace.introduce(checkpoint), links)
+
     with tempfile.TemporaryDirectory(prefix="detections-") as folder:
         kept = stored_detections.write(Path(folder), report["split"], scored.results, scored.ground_truth)
         evaluation_run = store.log_evaluation(
@@ -225,7 +230,7 @@ def log(
             step=checkpoint.get("step") or 0,
             files=dict.fromkeys(pictures, "figures") | dict.fromkeys(kept, stored_detections.FOLDER),
             tables=evaluation_report.tables(report),
-            description=evaluation_report.note(report, workspace.introduce(checkpoint)),
+            description=note,
             **evaluating.in_mlflow(checkpoint, scene),
         )
     return {"evaluation_run_id": evaluation_run, "model_id": stored.model_id if stored else None}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import commandline
 import fetching
+import notes
 import scoring
 import workspace
 from config import TrainConfig
@@ -117,25 +118,31 @@ def notes_on_data(
         return [f"note: {split!r} is what the checkpoint was trained on: the score tells nothing of other images"]
     if now in before.values():
         return []
-    notes = []
+    said = []
     if is_own and split in before:
-        notes.append(f"note: the data are not as they were in training: {changes.of_data(checkpoint, data, store)}")
+        said.append(f"note: the data are not as they were in training: {changes.of_data(checkpoint, data, store)}")
     run_id, fingerprint = checkpoint.get("run_id"), (checkpoint.get("dataset") or {}).get("fingerprint")
     first, known = changes.contents_of(store, run_id), changes.contents_of(store, run_id, fingerprint)
     trained_on = {image for each in (first, known) for image in images_of(each.get("train", {})).values()}
     images = images_of(contents({split: data.records(split)}, data.classes)[split])
-    if not notes and images and set(images.values()) == set(images_of(known.get(split, {})).values()):
-        notes.append(f"note: these are the images of the {split!r} that training knew, otherwise annotated")
+    if not said and images and set(images.values()) == set(images_of(known.get(split, {})).values()):
+        said.append(f"note: these are the images of the {split!r} that training knew, otherwise annotated")
     seen = [name for name, digest in images.items() if digest in trained_on]
     if seen:
         shown = ", ".join(seen[:3]) + (", …" if len(seen) > 3 else "")
-        notes.append(f"note: {len(seen)} of these {len(images)} images were trained on, which flatters it: {shown}")
+        said.append(f"note: {len(seen)} of these {len(images)} images were trained on, which flatters it: {shown}")
         trained_with = DataOptions.of(checkpoint["config"])
         given = {"--split-by": trained_with.split_by, "--splits": trained_with.splits}
         own = " ".join(f"{flag} {shlex.quote(value)}" for flag, value in given.items() if value)
         if own and not is_own:
-            notes.append(f"note: training's own splits were made by {own}")
-    return notes
+            said.append(f"note: training's own splits were made by {own}")
+    return said
+
+
+def links(store: Any, own: str, pictures: Sequence[Path], trained: str | None) -> str:
+    """Of an evaluation's note: to the first of its pictures, and to the run that was trained."""
+    pages = [("Figures", store.ui_urls(own, figure=path.name)["figures"]) for path in pictures[:1]]
+    return notes.links([*pages, *([("the training", store.ui_urls(trained)["run"])] if trained else [])])
 
 
 def metric_prefix(scene: Scene) -> str:

@@ -9,6 +9,7 @@ import evaluating
 import fetching
 import figures
 import metrics
+import notes
 import workspace
 from evaluating import Scene, Subject
 from evaluation_report import number
@@ -105,18 +106,15 @@ def _logged(store: Any, report: dict[str, Any], subject: Subject, scene: Scene, 
         source_run_id=report["run_id"],
         files={picture: "figures"},
         tables={"tables/checkpoints.json": (columns, rows)},
-        description=_note(report),
+        description=lambda own: _note(report, evaluating.links(store, own, [picture], report["run_id"])),
         **evaluating.in_mlflow(subject.checkpoint, scene),
     )
 
 
-def _note(report: dict[str, Any]) -> str:
-    lines = ["| checkpoint | AP | AP50 |", "|---|---|---|"]
-    lines += [f"| {' | '.join([row['checkpoint'], *_cells(row, SHOWN[:2])])} |" for row in report["checkpoints"]]
-    return (
-        f"Every checkpoint of run `{report['run_id']}` on **{report['dataset']}** {report['split']}.\n\n"
-        + "\n".join(lines)
-    )
+def _note(report: dict[str, Any], links: str) -> str:
+    rows = [[row["checkpoint"], *_cells(row, SHOWN[:2])] for row in report["checkpoints"]]
+    first = f"Every checkpoint of run `{report['run_id']}` on **{report['dataset']}** {report['split']}."
+    return "\n\n".join([first, links, notes.table(["checkpoint", *SHOWN[:2]], rows)])
 
 
 def _cells(row: dict[str, Any], names: Sequence[str]) -> list[str]:

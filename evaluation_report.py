@@ -14,6 +14,7 @@ import error_analysis
 import error_report
 import figures
 import metrics
+import notes
 
 PER_CLASS = ("AP", "AP50", "AR_100")  # what is said of each class
 POINTS = ("score_threshold", "precision", "recall", "F1")
@@ -161,8 +162,8 @@ def text(report: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"  {line}" for line in remarks(report) + error_report.lines(report["errors"]))])
 
 
-def note(report: Mapping[str, Any], checkpoint: str) -> str:
-    """The evaluation's Markdown note in the MLflow UI."""
+def note(report: Mapping[str, Any], checkpoint: str, links: str) -> str:
+    """The evaluation's Markdown note in the MLflow UI, of which that shows the first five lines at once."""
     intervals = intervals_of(report)
     scores = [
         f"{name} {number(report['metrics'][name], intervals['metrics'].get(name))}"
@@ -171,14 +172,12 @@ def note(report: Mapping[str, Any], checkpoint: str) -> str:
     ]
     where = f"**{report['dataset']}** {report['split']} ({report['images']} images{how_bounded(report)})"
     rows = [
-        f"| {name} | "
-        + " | ".join(number(one[key], intervals["per_class"].get(name, {}).get(key)) for key in PER_CLASS)
-        + " |"
+        [name, *(number(one[key], intervals["per_class"].get(name, {}).get(key)) for key in PER_CLASS)]
         for name, one in report["per_class"].items()
     ]
-    head = [f"| class | {' | '.join(PER_CLASS)} |", "|---" * (1 + len(PER_CLASS)) + "|"]
-    said = "".join(f"\n\n{line[0].upper()}{line[1:]}." for line in remarks(report))
-    return f"{', '.join(scores)} on {where}, of {checkpoint}.{said}\n\n" + "\n".join([*head, *rows])
+    said = [f"{line[0].upper()}{line[1:]}{'' if line.endswith('…') else '.'}" for line in remarks(report)]
+    first = f"{', '.join(scores)} on {where}, of {checkpoint}."
+    return "\n\n".join(filter(None, [first, links, *said, notes.table(["class", *PER_CLASS], rows)]))
 
 
 def number(value: float, interval: Sequence[float] | None) -> str:

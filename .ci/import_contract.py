@@ -35,7 +35,7 @@ LAYERS = (
         "data",
     ),
     ("data_options",),
-    ("commandline", "progress", "pace", "retention"),
+    ("commandline", "progress", "pace", "retention", "notes"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import notes
 from comparing import figure
 from metrics import OVERALL
 from models import record
@@ -207,10 +208,13 @@ def tables(report: Report) -> dict[str, tuple[list[str], list[list[Any]]]]:
     }
 
 
-def note(report: Report) -> str:
+def note(report: Report, links: str) -> str:
     """The comparison's Markdown note in the MLflow UI: what report.md begins with, as far as it has room."""
     parts = [about["verdict"] + " " + about["scope"] for about in report["comparisons"]]
-    parts += [introduction(report), _piped(sides_table(report)), *_bulleted("notes", report["notes"])]
+    parts += [links, introduction(report), notes.table(*sides_table(report))]
+    for about in report["comparisons"]:
+        parts += [f"{about['candidate']} against {about['baseline']}:", notes.table(*scores_table(about))]
+    parts += _bulleted("Notes", report["notes"])
     kept = "\n\n".join(parts)
     return (
         kept if len(kept) <= LONGEST_NOTE else f"{kept[:LONGEST_NOTE].rpartition(chr(10))[0]}\n\n… in whole: report.md"

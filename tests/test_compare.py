@@ -256,7 +256,11 @@ def test_it_is_logged_with_figures_and_is_no_training(here, run_script, tmp_path
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report | {"comparison_run_id": None}
     assert report["comparisons"][0]["verdict"] in (tmp_path / "out" / "report.md").read_text()
     assert {"report.md", "report.json"} <= {file.path for file in store.client.list_artifacts(run_id)}
-    assert run.tags[NOTE].startswith(report["comparisons"][0]["verdict"])
+    note = run.tags[NOTE]
+    assert note.startswith(report["comparisons"][0]["verdict"])
+    assert f"/runs/{run_id}/artifacts/figures/differences.png?" in note
+    for name, side in zip(("weak-0", "strong-0"), report["sides"], strict=True):
+        assert f"[{name}](#/experiments/{run.experiment_id}/runs/{side['runs'][0]['run_id']}?" in note
     with Image.open(tmp_path / "out" / "figures" / "changed_images.jpg") as picture:
         assert picture.size[0] > 3 * 480 and picture.size[1] > 6 * 360
     shown = json.loads(run_script("status.py", "--experiment", "cells", "--json").stdout)

@@ -14,6 +14,7 @@ from data.open import open_data
 from error_analysis import ERRORS, Kind, analyse
 from metrics import coco_ground_truth
 from tests.conftest import Trained
+from tracking.records import NOTE
 
 RED, PINK, GREEN = (214, 39, 40), (227, 119, 194), (44, 160, 44)  # of tab10: background, missed, hit
 
@@ -62,6 +63,8 @@ def test_evaluate_tells_writes_and_logs_the_errors(trained, run_here, tmp_path):
         Path(store.client.download_artifacts(evaluation, "tables/errors.json", str(tmp_path))).read_text()
     )
     assert table["data"][0] == ["classification", *told["kinds"]["classification"].values()]
+    note = store.run(evaluation).tags[NOTE]
+    assert f"/runs/{trained.run_id}?" in note and f"/runs/{evaluation}/artifacts/figures/" in note
     lost = store.run(evaluation).metrics["eval/shapes/val/AP50_lost/missed"]
     assert lost == pytest.approx(told["kinds"]["missed"]["AP50"])
 

@@ -36,13 +36,15 @@ def test_each_number_stands_beside_its_interval():
     assert few.endswith(": medium cat (1), medium owl (3), cat (4), small cat (4), small owl (4), …")
     best = report["thresholds"]["best"]
     assert f"best F1 {best['F1']:.3f} at score {best['score_threshold']:.3f}" in "\n".join(lines)
+    note = evaluation_report.note(report, "a run", "")
+    assert "small owl (4), …\n" in note and f"| cat&emsp; | {report['per_class']['cat']['AP']:.4f} [" in note
     json.dumps(report)
 
 
 def test_without_replicates_there_are_no_intervals():
     _, report = reported(*random_case(0), replicates=0)
     assert report["intervals"] is None
-    assert "[" not in evaluation_report.text(report) + evaluation_report.note(report, "a run")
+    assert "[" not in evaluation_report.text(report) + evaluation_report.note(report, "a run", "")
     assert not [name for name in evaluation_report.values(report) if "_low" in name]
 
 
@@ -79,7 +81,7 @@ def test_figures_are_drawn_of_what_there_is(case, count, tmp_path):
         picture = cv2.imread(str(path))
         assert (picture < 255).any(axis=2).mean() > 0.01
         assert (picture[[0, -1]] == 255).all()  # nothing is cut
-    assert evaluation_report.text(report).startswith("pets val: 1") and evaluation_report.note(report, "a run")
+    assert evaluation_report.text(report).startswith("pets val: 1") and evaluation_report.note(report, "a run", "")
 
 
 def test_figures_of_two_hundred_classes_are_drawn(tmp_path):

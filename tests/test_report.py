@@ -88,14 +88,20 @@ def test_the_table_of_classes_is_that_of_the_best_checkpoint(home, small, tmp_pa
     shown_as_table = json.loads(open_store().run(evaluation).tags["mlflow.loggedArtifacts"])
     shown = [f"tables/{name}.json" for name in ("per_class", "confusion", "errors")]
     assert [one["path"] for one in shown_as_table] == shown
-    assert "| circle |" in open_store().run(evaluation).tags[NOTE]
+    assert "| circle&emsp; |" in open_store().run(evaluation).tags[NOTE]
 
 
 def test_the_note_has_the_result_and_the_commands_and_leaves_a_users_words_alone(home, small):
     run_id = train.main(replace(small, max_steps=4))
     run = open_store().run(run_id)
     best = max(value for _, value in history(open_store(), run_id, "val/AP"))
-    for part in (f"**val/AP {best:.4f}**", f"restore.py {run_id}", "--split test", f"--resume {run_id}", "| star |"):
+    for part in (
+        f"**val/AP {best:.4f}**",
+        f"restore.py {run_id}",
+        "--split test",
+        f"--resume {run_id}",
+        "| star&emsp; |",
+    ):
         assert part in run.tags[NOTE]
     assert "finished, at step 4 of 4" in run.tags[NOTE]
     assert "MLFLOW_TRACKING_URI" not in run.tags[NOTE]

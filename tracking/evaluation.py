@@ -1,7 +1,7 @@
 """An evaluation's or comparison's own small run, written at once but by the operations of a training's journal."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tracking.deliver import deliver
@@ -27,13 +27,13 @@ def log_evaluation(
     tags: Mapping[str, object] | None = None,
     files: Mapping[Path, str | None] | None = None,
     tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[object]]]] | None = None,
-    description: str | None = None,
+    description: Callable[[str], str] | None = None,
 ) -> str:
     """Logs a finished run with these numbers, linked to the checkpoint where the store has it; returns its ID.
 
     `metrics` are of `step`, or a mapping of steps to metrics;
     `source_run_id` is the run that was evaluated, which this store need not know; `files` gives each file's folder;
-    `tables` gives columns and rows by artifact path.
+    `tables` gives columns and rows by artifact path, `description` the note of the run with this ID.
     """
     origin = {"source_run_id": source_run_id, "checkpoint": checkpoint and checkpoint.name}
     known = {key: value for key, value in origin.items() if value is not None}
@@ -49,7 +49,7 @@ def log_evaluation(
             for place, content in (tables or {}).items():
                 run.table(*content, place)
             if description:
-                run.description(description)
+                run.description(description(run_id))
             by_step = metrics if all(isinstance(key, int) for key in metrics) else {step: metrics}
             for each, values in by_step.items():
                 run.metrics(values, each, dataset=dataset)

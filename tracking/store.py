@@ -261,15 +261,18 @@ class Store(CheckpointStore):
 
     # -- looking at it
 
-    def ui_urls(self, run_id: str) -> dict[str, str]:
-        """Pages of the run, its checkpoints and its experiment; without a server also the command that shows them."""
+    def ui_urls(self, run_id: str, figure: str = "ap.png") -> dict[str, str]:
+        """Pages of the run, its figures (one is open), its checkpoints and its experiment.
+
+        Without a server also the command that shows them.
+        """
         with failures(self.uri, f"run {run_id}"):
             experiment_id = self.client.get_run(run_id).info.experiment_id
         base = f"{self.uri.rstrip('/') if is_server(self.uri) else LOCAL_UI}/#/experiments/{experiment_id}"
         mode = "workflowType=machine_learning"  # the UI opens for language models otherwise, where runs hide
         pages = {
             "run": f"{base}/runs/{run_id}?{mode}",
-            "figures": f"{base}/runs/{run_id}/artifacts/figures/ap.png?{mode}",
+            "figures": f"{base}/runs/{run_id}/artifacts/figures/{figure}?{mode}",
             "models": f"{base}/models?{mode}",
             "experiment": f"{base}/runs?{mode}&compareRunsMode=CHART&viewStateShareKey={VIEW}",
         }

@@ -1,14 +1,13 @@
 """What evaluate.py tells of errors: in words, as a table, as bars, and drawn on the worst images."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import figures
-from data.records import Record
 from error_analysis import BACKGROUND, ERRORS, FOREGROUND, WRONG, Errors, Kind
 
 SHOWN_SCORE = 0.5  # from which detections are drawn
@@ -27,6 +26,7 @@ COLORS = {
 }
 
 Coco = Sequence[Mapping[str, Any]]  # annotations or results
+Pixels = Callable[[Mapping[str, Any]], np.ndarray | None]  # an image of the ground truth → uint8 (H, W, 3)
 
 
 def in_report(errors: Errors, ground_truth: Mapping[str, Any], results: Coco, *, worst: int) -> dict[str, Any]:
@@ -78,43 +78,44 @@ def draw(
     errors: Errors,
     ground_truth: Mapping[str, Any],
     results: Coco,
-    records: Sequence[Record],
+    pixels_of: Pixels,
     folder: Path,
     *,
     shown_score: float = SHOWN_SCORE,
 ) -> list[Path]:
-    """Writes the costs as bars and the worst images of the report, where there are any; returns their paths."""
-    from data.dataset import load_image  # brings torch, which the rest does without
+    """Writes the costs as bars and the worst images of the report, where there are any; returns their paths.
 
+    Images that `pixels_of` has not are left out.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     if all(one["AP50"] is not None for one in report["kinds"].values()):
         paths.append(folder / "errors.png")
         bars = {name: (one["AP50"], one["count"]) for name, one in report["kinds"].items()}
         figures.error_bars(bars, [COLORS[kind] for kind in ERRORS], paths[-1])
-    if report["worst_images"]:
+    by_id = {image["id"]: image for image in ground_truth["images"]}
+    chosen = [by_id[one["image_id"]] for one in report["worst_images"]]
+    told = errors, ground_truth, results, shown_score
+    pictures = [picture(pixels, each, *told) for each in chosen if (pixels := pixels_of(each)) is not None]
+    if pictures:
         paths.append(folder / "worst_images.jpg")
-        by_id = {record.image_id: record for record in records}
-        chosen = [by_id[one["image_id"]] for one in report["worst_images"]]
-        shown = errors, ground_truth, results, shown_score
-        pictures = [picture(load_image(each), each, *shown) for each in chosen]
         rows = [figures.side_by_side(pictures[at : at + A_ROW]) for at in range(0, len(pictures), A_ROW)]
         figures.write(figures.side_by_side(rows, axis=0), paths[-1])
     return paths
 
 
 def picture(
-    image: np.ndarray,
-    record: Record,
+    pixels: np.ndarray,
+    image: Mapping[str, Any],
     errors: Errors,
     ground_truth: Mapping[str, Any],
     results: Coco,
     shown_score: float = SHOWN_SCORE,
 ) -> np.ndarray:
-    """Ground truth above or left, detections with their errors below or right, of an image (H, W, 3)."""
+    """Ground truth above or left, detections with their errors below or right, on the pixels (H, W, 3) of an image."""
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
     there, found = (
-        [(place, each) for place, each in enumerate(given) if each["image_id"] == record.image_id]
+        [(place, each) for place, each in enumerate(given) if each["image_id"] == image["id"]]
         for given in (ground_truth["annotations"], results)
     )
     found = [(Kind(errors.kinds[place]), each) for place, each in found if each["score"] >= shown_score]
@@ -127,9 +128,9 @@ def picture(
     counts = Counter(kind.title for kind, _ in found if kind in WRONG)
     told = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "no error"
     return figures.marked(
-        image,
+        pixels,
         {
-            f"ground truth: {record.name}": _marks(objects),
+            f"ground truth: {image['file_name']}": _marks(objects),
             f"detections, score {shown_score:.2g} or more: {told}": _marks(detections),
         },
     )

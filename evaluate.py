@@ -113,6 +113,7 @@ def reported(
     """The report on a score, written to --output and to MLflow."""
     import error_report
     import evaluation_report
+    from data.dataset import load_image
 
     coco = scored.ground_truth, scored.results
     analysis = evaluation_report.analyse(*coco, replicates=config.replicates, seed=config.seed, worst=config.worst)
@@ -137,7 +138,10 @@ def reported(
             pictures += evaluation_report.draw(analysis, report, place)
             shown_score = analysis.confusion_threshold
             told = report["errors"], analysis.errors, *coco
-            pictures += error_report.draw(*told, scene.records, place, shown_score=shown_score)
+            by_id = {record.image_id: record for record in scene.records}
+            pictures += error_report.draw(
+                *told, lambda image: load_image(by_id[image["id"]]), place, shown_score=shown_score
+            )
         if config.output is not None:
             files = {"detections": scored.results, "ground_truth": scored.ground_truth, "metrics": report}
             for name, content in files.items():

@@ -4,13 +4,14 @@ A training keeps those of its best and its last checkpoint on val, an evaluation
 ground truth, as COCO has them.
 """
 
+import contextlib
 import gzip
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import workspace
 from commandline import ConfigError
@@ -19,7 +20,11 @@ from tracking.errors import DamagedArtifact
 from tracking.records import FACTS, last_word
 from workspace import WorkspaceError
 
+if TYPE_CHECKING:
+    import numpy as np
+
 FOLDER = "detections"  # of a run's artifacts
+MOST_LOOKED_AT = 1000  # runs, for the newest
 
 
 def compressed(content: Any) -> bytes:
@@ -94,6 +99,17 @@ class Detected:
         """COCO results."""
         return self._read(self.results_file)
 
+    def pixels(self, image: Mapping[str, Any]) -> "np.ndarray | None":
+        """uint8 (H, W, 3) of an image of the ground truth, read from where the run had its data, or drawn.
+
+        None where it is not here, or is another one: of that name, but not of that size.
+        """
+        for source in self.places:
+            found = _drawn(self.split, image) if source == "generated" else _read(Path(source), image["file_name"])
+            if found is not None and found.shape[:2] == (image["height"], image["width"]):
+                return found
+        return None
+
     def _read(self, name: str) -> Any:
         damage = f"{FOLDER}/{name} of run {self.holder.run_id} in {self.store.uri} is"
         try:
@@ -107,6 +123,28 @@ class Detected:
         return content
 
 
+def _drawn(split: str, image: Mapping[str, Any]) -> "np.ndarray | None":
+    from data.dataset import load_image
+    from data.open import open_data
+
+    records = open_data("generated").records(split)
+    return next((load_image(record) for record in records if record.name == image["file_name"]), None)
+
+
+def _read(folder: Path, name: str) -> "np.ndarray | None":
+    from data.images import read_image
+    from data.records import DataError
+
+    # What a store names may lead nowhere but into that folder.
+    if ".." in Path(name).parts or Path(name).is_absolute() or not (folder / name).is_file():
+        return None
+    try:
+        return read_image(folder / name)
+    except DataError as error:
+        say(f"note: {error}")
+        return None
+
+
 def command(run_id: str, split: str, which: str = "best") -> str:
     """What makes the detections of a run that has none."""
     return f"python evaluate.py --run {run_id} --split {split}" + (f" --which {which}" if which != "best" else "")
@@ -117,6 +155,14 @@ def commands(run_ids: Sequence[str], split: str, which: str = "best") -> str:
     if len(run_ids) == 1:
         return command(run_ids[0], split, which)
     return f"for run in {' '.join(run_ids)}; do {command('$run', split, which)}; done"
+
+
+def newest(store: Any, split: str | None, which: str = "best", experiment: str | None = None) -> Iterator[Detected]:
+    """Of every training that has some (of an experiment, where one is named), newest first."""
+    for run in store.runs_of(experiment) if experiment else store.newest_runs(MOST_LOOKED_AT):
+        if run.is_training:
+            with contextlib.suppress(NoDetections):
+                yield of_run(store, run.run_id, split, which)
 
 
 def of_run(store: Any, run_id: str, split: str | None, which: str) -> Detected:

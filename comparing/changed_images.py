@@ -9,8 +9,6 @@ import numpy as np
 
 import figures
 from comparing.same_images import SameImages
-from data.images import read_image
-from data.records import DataError
 from metrics import Evaluated
 from progress import say
 from stored_detections import Detected
@@ -23,14 +21,13 @@ def draw(runs: Sequence[tuple[Detected, Evaluated]], same: SameImages, names: Se
 
     None where no file of them is here, which is said.
     """
-    ids = {image["file_name"]: image["id"] for image in same.ground_truth["images"]}
-    sizes = {image["file_name"]: (image["height"], image["width"]) for image in same.ground_truth["images"]}
+    images = {image["file_name"]: image for image in same.ground_truth["images"]}
     found = [(run.run.name, same.results_of(run), scores) for run, scores in runs]
     rows = []
     for name in names:
-        image = _pixels([run for run, _ in runs], name)
-        if image is not None and image.shape[:2] == sizes[name]:  # else another of that name
-            rows.append(_row(image, name, ids[name], same.ground_truth, found))
+        pixels = next((there for run, _ in runs if (there := run.pixels(images[name])) is not None), None)
+        if pixels is not None:
+            rows.append(_row(pixels, name, images[name]["id"], same.ground_truth, found))
     if not rows:
         say("note: the images are not on this machine: those that changed most are named, not drawn")
         return None
@@ -69,24 +66,3 @@ def _drawn(
     scores = [f" {each['score']:.2f}" if "score" in each else "" for each in objects]
     texts = [f"{classes[label]}{score}" for label, score in zip(labels, scores, strict=True)]
     return figures.draw(image, boxes, labels, texts)
-
-
-def _pixels(runs: Sequence[Detected], name: str) -> np.ndarray | None:
-    """uint8 (H, W, 3) of the image, read from where a run had its data, or drawn; None where it is not here."""
-    for split, source in [(run.split, place) for run in runs for place in run.places]:
-        if source == "generated":
-            return _generated(split, name)
-        # What a store names may lead nowhere but into that folder.
-        if ".." not in Path(name).parts and not Path(name).is_absolute() and (file := Path(source) / name).is_file():
-            try:
-                return read_image(file)
-            except DataError as error:
-                say(f"note: {error}")
-    return None
-
-
-def _generated(split: str, name: str) -> np.ndarray | None:
-    from data.dataset import load_image
-    from data.open import open_data
-
-    return next((load_image(record) for record in open_data("generated").records(split) if record.name == name), None)

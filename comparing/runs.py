@@ -39,6 +39,25 @@ def by_name(
     return _labelled(groups)
 
 
+def newest_two(store: Any, experiment: str | None, split: str | None, which: str = "best") -> tuple[str, str]:
+    """The IDs of the two newest trainings that detected in the same data, the older first: it is the baseline.
+
+    WorkspaceError with what to do where there are none.
+    """
+    by_data: dict[str | None, str] = {}
+    for run in stored_detections.newest(store, split, which, experiment):
+        data = run.dataset["digest"]
+        if data in by_data:
+            return run.run.run_id, by_data[data]
+        by_data[data] = run.run.run_id
+    where = f"experiment {experiment!r} of {store.uri}" if experiment else store.uri
+    is_val = split in (None, "val")
+    mend = (
+        "Train another: python train.py --seed 1" if is_val else f"Score two: {stored_detections.command('RUN', split)}"
+    )
+    raise workspace.WorkspaceError(f"No two runs in {where} have detections on the same {split or 'val'}. {mend}")
+
+
 def detections_of(store: Any, run_ids: Sequence[str], split: str | None, which: str) -> list[Detected]:
     """Of each run; WorkspaceError that names all without, and the commands that make them."""
     known, missing = [], []

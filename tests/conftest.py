@@ -34,6 +34,8 @@ SMALL = (
     *("--warmup-steps", "2", "--workers", "0", "--device", "cpu"),
 )
 
+NAMES = ("first", "second")  # of two_runs
+
 # Of a checkpoint, what a resumed run must have as an uninterrupted one has it.
 STATE = (
     *("model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "scaler_state_dict"),
@@ -151,6 +153,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory, coco_folder: Path, empty_d
     process = run("train.py", "--data", coco_folder, *SMALL, "--epochs", "2", "--run-name", "small", cwd=coco_folder)
     assert process.returncode == 0, process.stderr
     return Trained(folder, run, process)
+
+
+@pytest.fixture(scope="session")
+def two_runs(tmp_path_factory: pytest.TempPathFactory, coco_folder: Path, empty_database: Path) -> "TwoRuns":
+    """A copy of the repository in which runs named first and second were trained, of two seeds."""
+    import train
+
+    folder = copy_of_repository(tmp_path_factory.mktemp("two") / "repository")
+    shutil.copy(empty_database, folder / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        work_in(folder, patch)
+        configs = [replace(small_config(coco_folder), run_name=name, seed=seed) for seed, name in enumerate(NAMES)]
+        return TwoRuns(folder, [train.main(config) for config in configs])
 
 
 @pytest.fixture
@@ -289,6 +304,14 @@ def equal(first: Any, second: Any) -> bool:
 def history(store: Any, run_id: str, key: str) -> list[tuple[int, float]]:
     """(step, value) of a metric, as the store has it."""
     return [(point.step, point.value) for point in store.client.get_metric_history(run_id, key)]
+
+
+@dataclass(frozen=True)
+class TwoRuns:
+    """A repository and the IDs of its runs, in order of NAMES."""
+
+    folder: Path
+    run_ids: list[str]
 
 
 class Trained:

@@ -19,10 +19,11 @@ import stored_detections
 import train
 from commandline import ConfigError
 from compare import CompareConfig
+from comparing.runs import newest_two
 from evaluate import EvaluateConfig
 from metrics import coco_ground_truth, coco_results
 from tests.conftest import open_store, work_in
-from tracking.errors import DamagedArtifact
+from tracking.errors import DamagedArtifact, RunUnknown
 from tracking.records import COMPARISON, NOTE
 from workspace import WorkspaceError
 
@@ -302,6 +303,29 @@ def test_runs_without_detections_get_the_command_that_makes_them(here, tmp_path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DamagedArtifact, match=r"best_val.*damaged"):
         of("weak-0", "damaged")
+
+
+def test_pixels_are_those_of_the_image_and_of_no_other_file(here):
+    store = open_store()
+    run = stored_detections.of_run(store, store.find("weak-0").run_id, "val", "best")
+    image = run.ground_truth()["images"][0]
+    assert run.pixels(image).shape == (480, 640, 3)
+    assert run.pixels(image | {"width": 641}) is None
+    Image.new("RGB", (640, 480)).save(here / "outside.png")
+    for name in ("../outside.png", str(here / "outside.png"), "gone.png"):
+        assert run.pixels(image | {"file_name": name}) is None
+
+
+def test_the_two_newest_that_detected_in_the_same_images_are_found(here, tmp_path):
+    store = open_store()
+    older = keep_run("older", tmp_path, share=0.8, seed=9, digest="7")
+    keep_run("between", tmp_path, share=0.8, seed=9, digest="8")
+    newer = keep_run("newer", tmp_path, share=0.8, seed=9, digest="7")
+    assert newest_two(store, None, None) == newest_two(store, "cells", "val", "last") == (older, newer)
+    with pytest.raises(WorkspaceError, match=r"the same test\. Score two: python evaluate.py --run RUN --split test"):
+        newest_two(store, "cells", "test")
+    with pytest.raises(RunUnknown, match="nowhere"):
+        newest_two(store, "nowhere", None)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from PIL import Image
 
 import error_report
 import figures
+from data.dataset import load_image
 from data.open import open_data
 from error_analysis import ERRORS, Kind, analyse
 from metrics import coco_ground_truth
@@ -99,8 +100,8 @@ def colored(picture: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
 def test_errors_are_written_on_their_boxes_and_hits_are_not(case):
     record, ground_truth, results, errors = case
     assert [Kind(kind) for kind in errors.kinds] == [Kind.HIT, Kind.BACKGROUND, Kind.BACKGROUND]
-    image = np.full((record.height, record.width, 3), 128, np.uint8)
-    picture = error_report.picture(image, record, errors, ground_truth, results)
+    grey = np.full((record.height, record.width, 3), 128, np.uint8)
+    picture = error_report.picture(grey, ground_truth["images"][0], errors, ground_truth, results)
     middle = picture.shape[0] // 2
     truth, found = picture[:middle], picture[middle:]
     top = figures.TITLE_PIXELS
@@ -131,7 +132,7 @@ def test_without_objects_errors_are_told_and_no_costs(case, tmp_path):
     empty = ground_truth | {"annotations": []}
     errors = analyse(empty, results)
     told = error_report.in_report(errors, empty, results, worst=6)
-    paths = error_report.draw(told, errors, empty, results, [record], tmp_path / "figures")
+    paths = error_report.draw(told, errors, empty, results, lambda _: load_image(record), tmp_path / "figures")
     assert [path.name for path in paths] == ["worst_images.jpg"]
     assert told["kinds"]["background"] == {"AP50": None, "count": 3}
     assert any(line.split() == ["background", "–", "3"] for line in error_report.lines(told))
@@ -143,5 +144,5 @@ def test_without_errors_nothing_is_worst(case, tmp_path):
     errors = analyse(ground_truth, perfect)
     told = error_report.in_report(errors, ground_truth, perfect, worst=6)
     assert told["worst_images"] == [] and "worst images" not in "\n".join(error_report.lines(told))
-    paths = error_report.draw(told, errors, ground_truth, perfect, [record], tmp_path / "figures")
+    paths = error_report.draw(told, errors, ground_truth, perfect, lambda _: load_image(record), tmp_path / "figures")
     assert [path.name for path in paths] == ["errors.png"]

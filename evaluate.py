@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import commandline
-import evaluating
 import fetching
-import scoring
 import stored_detections
 import workspace
 from data_options import DataOptions
-from evaluating import Scene, Subject
+from evaluating import scoring
+from evaluating.subject import (
+    Scene,
+    Subject,
+    about,
+    in_mlflow,
+    links,
+    metric_prefix,
+    read_subject,
+    scene_of,
+    scored_as_in_training,
+)
 from models import record
 from progress import say
 from tracking.errors import StoreError
@@ -93,14 +102,14 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         workspace.require_writable(config.output)
     store = store_for(config)
     if config.which == "all":
-        import evaluation_by_epoch
+        from evaluating import by_epoch
 
-        return evaluation_by_epoch.main(store, config)
+        return by_epoch.main(store, config)
     with fetching.checkpoint_file(store, config) as path:
-        subject = evaluating.read_subject(path, config)
+        subject = read_subject(path, config)
     say(f"scoring {workspace.introduce(subject.checkpoint)}")
-    scene = evaluating.scene_of(store, subject.checkpoint, config)
-    scored = evaluating.scored_as_in_training(subject, scene, config)
+    scene = scene_of(store, subject.checkpoint, config)
+    scored = scored_as_in_training(subject, scene, config)
     report = reported(store, subject, scene, scored, config)
     if config.expect_run is not None:
         report |= compared_with_run(store, subject, report, config)
@@ -111,9 +120,9 @@ def reported(
     store: Any, subject: Subject, scene: Scene, scored: scoring.Score, config: EvaluateConfig
 ) -> dict[str, Any]:
     """The report on a score, written to --output and to MLflow."""
-    import error_report
-    import evaluation_report
     from data.dataset import load_image
+    from evaluating import error_report
+    from evaluating import report as evaluation_report
 
     coco = scored.ground_truth, scored.results
     analysis = evaluation_report.analyse(*coco, replicates=config.replicates, seed=config.seed, worst=config.worst)
@@ -122,7 +131,7 @@ def reported(
         "run_id": subject.checkpoint.get("run_id"),
         "model_id": None,
         "epoch": subject.checkpoint.get("epoch"),
-        **evaluating.about(scene),
+        **about(scene),
         "metrics": scored.metrics,
         "per_class": scored.per_class,
         "classes_not_scored": [name for name in classes if name not in scored.per_class],
@@ -210,7 +219,7 @@ def log(
     scored: scoring.Score,
 ) -> dict[str, Any]:
     """Write the evaluation's own MLflow run, linked to the checkpoint's LoggedModel where the store knows it."""
-    import evaluation_report
+    from evaluating import report as evaluation_report
 
     checkpoint = subject.checkpoint
     run_id = checkpoint.get("run_id")
@@ -221,13 +230,13 @@ def log(
     values = evaluation_report.values(report).items()
 
     def note(own: str) -> str:
-        links = evaluating.links(store, own, pictures, stored and stored.run_id)
-        return evaluation_report.note(report, workspace.introduce(checkpoint), links)
+        pages = links(store, own, pictures, stored and stored.run_id)
+        return evaluation_report.note(report, workspace.introduce(checkpoint), pages)
 
     with tempfile.TemporaryDirectory(prefix="detections-") as folder:
         kept = stored_detections.write(Path(folder), report["split"], scored.results, scored.ground_truth)
         evaluation_run = store.log_evaluation(
-            {f"{evaluating.metric_prefix(scene)}{name}": value for name, value in values},
+            {f"{metric_prefix(scene)}{name}": value for name, value in values},
             run_name=f"{checkpoint.get('run_name') or 'a checkpoint'} on {scene.data.name} {scene.split}",
             source_run_id=stored.run_id if stored else run_id,
             checkpoint=stored,
@@ -235,7 +244,7 @@ def log(
             files=dict.fromkeys(pictures, "figures") | dict.fromkeys(kept, stored_detections.FOLDER),
             tables=evaluation_report.tables(report),
             description=note,
-            **evaluating.in_mlflow(checkpoint, scene),
+            **in_mlflow(checkpoint, scene),
         )
     return {"evaluation_run_id": evaluation_run, "model_id": stored.model_id if stored else None}
 
@@ -250,10 +259,10 @@ def script(config: EvaluateConfig) -> int:
 
 def text(report: dict[str, Any]) -> str:
     """The report for people."""
-    import evaluation_by_epoch
-    import evaluation_report
+    from evaluating import by_epoch
+    from evaluating import report as evaluation_report
 
-    return evaluation_by_epoch.text(report) if "checkpoints" in report else evaluation_report.text(report)
+    return by_epoch.text(report) if "checkpoints" in report else evaluation_report.text(report)
 
 
 if __name__ == "__main__":

@@ -168,9 +168,9 @@ def step_metrics(step: "Step", epoch: int) -> dict[str, float]:
 
 def validate_and_save(run: "LiveRun", job: "Job") -> None:
     """Score the weights on the validation split, note the best so far, and log and publish the checkpoint."""
+    from evaluating.scoring import score
     from prepare import snapshot, validation_metrics
     from report import log_validation
-    from scoring import score
 
     config, position = job.config, job.position
     is_last = position.step == job.plan.last_step

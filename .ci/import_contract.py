@@ -14,19 +14,18 @@ LAYERS = (
     ("recipes",),  # models/registry.py imports one when it is asked for by name, and from nowhere else
     ("train",),
     ("compare", "evaluate", "infer", "restore", "status", "prune", "relocate", "check_data"),
-    ("provenance", "rehearsal", "report", "evaluation_by_epoch"),
+    ("provenance", "rehearsal", "report"),
     ("prepare",),
     ("continuing",),
     ("live_run", "resuming", "building", "sources", "comparing", "evaluating"),
-    ("saving", "changes", "scoring"),
-    ("publishing", "description", "evaluation_report", "stored_detections", "series", "fetching", "syncing", "disk"),
+    ("saving", "changes"),
+    ("publishing", "description", "stored_detections", "series", "fetching", "syncing", "disk"),
     ("data_report", "preview"),
-    ("workspace", "error_report"),
+    ("workspace",),
     (
         "config",
         "engine",
         "metrics",
-        "error_analysis",
         "figures",
         "survey_figure",
         "formats",
@@ -36,6 +35,10 @@ LAYERS = (
     ),
     ("data_options",),
     ("commandline", "progress", "pace", "retention", "notes"),
+)
+PACKAGES = (
+    *("tracking", "models", "metrics", "comparing", "evaluating", "recipes", "benchmarks"),
+    *("data", "data/readers", "data/checks"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
@@ -53,22 +56,7 @@ def imported(tree: ast.AST) -> set[str]:
 
 def violations() -> list[str]:
     found = []
-    for file in (
-        file
-        for pattern in (
-            *(
-                "*.py",
-                "tracking/*.py",
-                "models/*.py",
-                "metrics/*.py",
-                "comparing/*.py",
-                "recipes/*.py",
-                "benchmarks/*.py",
-            ),
-            *("data/*.py", "data/readers/*.py", "data/checks/*.py"),
-        )
-        for file in ROOT.glob(pattern)
-    ):
+    for file in (*ROOT.glob("*.py"), *(file for package in PACKAGES for file in (ROOT / package).glob("*.py"))):
         owner = file.relative_to(ROOT).parts[0].removesuffix(".py")
         if owner not in LEVEL:
             found.append(f"{file.name} has no place in the layers of {Path(__file__).name}")

@@ -13,7 +13,7 @@ from commandline import ConfigError
 from data import fingerprint
 from data.open import open_data
 from data_options import DataOptions
-from evaluating import notes_on_data
+from evaluating.subject import notes_on_data
 from models import checkpoint as checkpoints
 from tracking.store import open_store
 

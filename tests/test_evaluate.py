@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 
 import evaluate
-import scoring
 import train
 from commandline import ConfigError
 from evaluate import EvaluateConfig
+from evaluating import scoring
+from tracking.records import NOTE
 from tracking.store import open_store
 
 
@@ -32,7 +33,9 @@ def test_every_checkpoint_is_scored_and_logged_by_step(trained, run_here, tmp_pa
     expected = [(row["step"], pytest.approx(row["metrics"]["AP"])) for row in report["checkpoints"]]
     assert history["eval/shapes/val/AP"] == expected
     assert [step for step, _ in history["eval/shapes/val/AP_low"]] == [one.step for one in known]
-    assert store.run(report["evaluation_run_id"]).tags["source_run_id"] == trained.run_id
+    logged = store.run(report["evaluation_run_id"]).tags
+    assert logged["source_run_id"] == trained.run_id
+    assert f"/runs/{trained.run_id}?" in logged[NOTE] and "/artifacts/figures/ap_by_epoch.png?" in logged[NOTE]
 
 
 def test_scores_are_compared_with_those_that_the_run_has(trained, run_here):
@@ -58,7 +61,7 @@ def test_another_runs_checkpoint_and_other_scores_are_not_as_expected(home, smal
         scored.metrics["AP"] += 0.002
         return scored
 
-    monkeypatch.setattr("scoring.score", better)
+    monkeypatch.setattr("evaluating.scoring.score", better)
     config = EvaluateConfig(run=runs[0], expect_run=runs[0], no_log=True, replicates=0)
     assert evaluate.script(config) == 1
     assert "not as expected: AP 0.00" in capfd.readouterr().err

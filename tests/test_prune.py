@@ -28,7 +28,7 @@ from workspace import RunFolder, WorkspaceError
 @pytest.fixture
 def falling(monkeypatch):
     """Validations whose AP falls: epoch-000 is the best, whatever comes; AP50 rises."""
-    import scoring
+    from evaluating import scoring
 
     real_score, number = scoring.score, iter(range(1, 1000))
 
@@ -37,7 +37,7 @@ def falling(monkeypatch):
         scored.metrics.update({"AP": 0.9 / count, "AP50": 1 - 0.9 / count})
         return scored
 
-    monkeypatch.setattr("scoring.score", score)
+    monkeypatch.setattr("evaluating.scoring.score", score)
 
 
 def files(home) -> list[str]:

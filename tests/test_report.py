@@ -12,10 +12,10 @@ from PIL import Image
 import evaluate
 import figures
 import report
-import scoring
 import train
 from data.open import open_data
 from evaluate import EvaluateConfig
+from evaluating import scoring
 from tests.conftest import history, open_store
 from tracking.deliver import NOTE
 from tracking.view import TAG
@@ -65,7 +65,7 @@ def test_the_best_so_far_is_a_metric_of_its_own(home, small, monkeypatch):
         scored.metrics["AP"] = next(given)
         return scored
 
-    monkeypatch.setattr("scoring.score", score)
+    monkeypatch.setattr("evaluating.scoring.score", score)
     run_id = train.main(replace(small, epochs=3))
     assert history(open_store(), run_id, "best/AP") == [(4, 0.3), (8, 0.5), (12, 0.5)]
     assert history(open_store(), run_id, "val/AP") == [(4, 0.3), (8, 0.5), (12, 0.4)]

@@ -282,7 +282,7 @@ def test_what_the_store_has_lost_is_not_registered(home, small, refused):
 
 def trained_to(ap: float, config, monkeypatch, **more) -> str:
     """A run whose only validation finds this AP."""
-    import scoring
+    from evaluating import scoring
 
     real = scoring.score
 
@@ -292,7 +292,7 @@ def trained_to(ap: float, config, monkeypatch, **more) -> str:
         return scored
 
     with monkeypatch.context() as patch:
-        patch.setattr("scoring.score", score)
+        patch.setattr("evaluating.scoring.score", score)
         return train.main(replace(config, max_steps=1, publish="never", **more))
 
 

@@ -13,13 +13,13 @@ import engine
 import evaluate
 import fetching
 import publishing
-import scoring
 import status
 import train
 import workspace
 from data.generated import CLASSES
 from data.open import open_data
 from evaluate import EvaluateConfig
+from evaluating import scoring
 from models.checkpoint import load
 from resuming import resumable_checkpoint
 from tests.conftest import STATE, equal, history, last_checkpoint, open_store
@@ -62,7 +62,7 @@ def test_the_best_is_published_and_a_worse_epoch_does_not_replace_it(home, small
         scored.metrics["AP"] = next(values)
         return scored
 
-    monkeypatch.setattr("scoring.score", falling)
+    monkeypatch.setattr("evaluating.scoring.score", falling)
     run_id = train.main(small)
     entry = publishing.current_entry()
     assert (entry["run_id"], entry["epoch"], entry["metrics"]["val/AP"], entry["role"]) == (run_id, 0, 0.9, "best")
@@ -71,7 +71,7 @@ def test_the_best_is_published_and_a_worse_epoch_does_not_replace_it(home, small
 
 
 def train_score():
-    import scoring
+    from evaluating import scoring
 
     return scoring.score
 

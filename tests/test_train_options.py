@@ -8,11 +8,11 @@ import albumentations as A
 import pytest
 
 import evaluate
-import scoring
 import train
 from commandline import ConfigError
 from data.records import DataError
 from evaluate import EvaluateConfig
+from evaluating import scoring
 from tests.conftest import equal, history, last_checkpoint, open_store
 
 
@@ -29,7 +29,7 @@ def scores(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
         scored.metrics["AP"] = next(given)
         return scored
 
-    monkeypatch.setattr("scoring.score", score)
+    monkeypatch.setattr("evaluating.scoring.score", score)
 
 
 def test_a_resumed_run_with_every_option_in_play_equals_an_uninterrupted_one(home, small):

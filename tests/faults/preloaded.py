@@ -10,6 +10,7 @@ from tracking.connection import import_mlflow
 import_mlflow()  # before others do, with its environment: no telemetry's thread
 for name in (
     *("matplotlib.pyplot", "mlflow.store.tracking.sqlalchemy_store", "supervision"),
-    *("evaluate", "live_run", "prepare", "provenance", "report", "tracking.pulse", "tracking.run", "tracking.sender"),
+    *("evaluating.scoring", "live_run", "prepare", "provenance", "report"),
+    *("tracking.pulse", "tracking.run", "tracking.sender"),
 ):
     import_module(name)

@@ -31,7 +31,7 @@ PLACES = {
     "starting": ("live_run", "LiveRun.__enter__"),
     "training": ("live_run", "LiveRun.at"),
     "saving": ("models.checkpoint", "save"),
-    "validating": ("evaluate", "score"),
+    "validating": ("evaluating.scoring", "score"),
     "logging": ("saving", "Saver.log_checkpoint"),
     "queueing": ("tracking.run", "TrackedRun.checkpoint"),
     "publishing": ("publishing", "publish"),

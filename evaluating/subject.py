@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import commandline
 import fetching
 import notes
-import scoring
 import workspace
 from config import TrainConfig
 from data_options import DataOptions
+from evaluating import scoring
 from models import record
 from progress import say
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import error_report
 import figures
 from data.dataset import load_image
 from data.open import open_data
-from error_analysis import ERRORS, Kind, analyse
+from evaluating import error_report
 from metrics import coco_ground_truth
+from metrics.errors import ERRORS, Kind, analyse
 from tests.conftest import Trained
 from tracking.records import NOTE
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-import error_analysis
-import error_report
 import figures
 import metrics
 import notes
+from evaluating import error_report
+from metrics import errors as error_analysis
 
 PER_CLASS = ("AP", "AP50", "AR_100")  # what is said of each class
 POINTS = ("score_threshold", "precision", "recall", "F1")

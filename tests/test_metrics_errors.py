@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from error_analysis import ERRORS, WRONG, Kind, analyse
 from metrics import coco_metrics
+from metrics.errors import ERRORS, WRONG, Kind, analyse
 
 CAT, DOG = 1, 2
 BOX = [0, 0, 100, 100]  # x, y, w, h

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import figures
-from error_analysis import BACKGROUND, ERRORS, FOREGROUND, WRONG, Errors, Kind
+from metrics.errors import BACKGROUND, ERRORS, FOREGROUND, WRONG, Errors, Kind
 
 SHOWN_SCORE = 0.5  # from which detections are drawn
 A_ROW = 3  # worst images beside each other

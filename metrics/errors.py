@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from metrics.bootstrap import RECALLS
+from metrics.matching import MOST_DETECTIONS, iou_of
+
 FOREGROUND = 0.5  # IoU from which a detection finds an object: the paper's t_f
 BACKGROUND = 0.1  # IoU below which it has nothing to do with it: t_b
-MOST_DETECTIONS = 100  # of a class in an image, as in COCO's AP
-RECALLS = np.linspace(0, 1, 101)  # where COCO looks at the precision
 NONE = -1  # in an array of indices
 
 
@@ -212,7 +213,7 @@ def _counted(found: Objects) -> Objects:
 def _judge(found: Objects, there: Objects) -> tuple[np.ndarray, np.ndarray]:
     """Kinds of an image's detections, and the objects of it that they find, or might find if mended."""
     crowd = there.value > 0
-    iou = _iou(found.boxes, there.boxes, crowd)
+    iou = iou_of(found.boxes[:, None], there.boxes, crowd)
     same = found.label[:, None] == there.label
     own, other = iou * (same & ~crowd), iou * (~same & ~crowd)
     target = _matched(own)
@@ -235,17 +236,6 @@ def _judge(found: Objects, there: Objects) -> tuple[np.ndarray, np.ndarray]:
         NONE,
     )
     return kind, target
-
-
-def _iou(found: np.ndarray, there: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """(D, G) of boxes (D, 4) and (G, 4) xywh in pycocotools' steps; with a crowd, the part of the detection in it."""
-    x, y, w, h = found.T[:, :, None]
-    there_x, there_y, there_w, there_h = there.T
-    width = np.minimum(x + w, there_x + there_w) - np.maximum(x, there_x)
-    height = np.minimum(y + h, there_y + there_h) - np.maximum(y, there_y)
-    both = np.where((width > 0) & (height > 0), width * height, 0)
-    either = np.where(crowd, w * h, w * h + there_w * there_h - both)
-    return np.divide(both, either, out=np.zeros_like(both), where=both > 0)
 
 
 def _matched(own: np.ndarray) -> np.ndarray:

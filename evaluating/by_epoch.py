@@ -5,14 +5,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import evaluating
 import fetching
 import figures
 import metrics
 import notes
 import workspace
-from evaluating import Scene, Subject
-from evaluation_report import number
+from evaluating.report import number
+from evaluating.subject import (
+    Scene,
+    Subject,
+    about,
+    in_mlflow,
+    links,
+    metric_prefix,
+    read_subject,
+    scene_of,
+    scored_as_in_training,
+)
 from models import record
 from progress import say
 from tracking.errors import StoreError
@@ -31,22 +40,22 @@ def main(store: Any, config: Any) -> dict[str, Any]:
     scene, rows = None, []
     for stored in kept:
         subject = _fetched(store, stored, config)
-        scene = scene or evaluating.scene_of(store, subject.checkpoint, config)
+        scene = scene or scene_of(store, subject.checkpoint, config)
         rows.append(_row(stored, subject, scene, config))
         say(_line(rows[-1]))
     best = max(rows, key=lambda row: row["metrics"].get("AP", 0.0))["checkpoint"]
-    report = {"run_id": run_id, **evaluating.about(scene), "checkpoints": rows, "best": best, "evaluation_run_id": None}
+    report = {"run_id": run_id, **about(scene), "checkpoints": rows, "best": best, "evaluation_run_id": None}
     _keep(store, report, subject, scene, config)
     return report
 
 
 def _fetched(store: Any, stored: Any, config: Any) -> Subject:
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
-        return evaluating.read_subject(store.download(stored, Path(folder) / "checkpoint.pth"), config)
+        return read_subject(store.download(stored, Path(folder) / "checkpoint.pth"), config)
 
 
 def _row(stored: Any, subject: Subject, scene: Scene, config: Any) -> dict[str, Any]:
-    scored = evaluating.scored_as_in_training(subject, scene, config)
+    scored = scored_as_in_training(subject, scene, config)
     found = {}
     if config.replicates:
         matches = metrics.match(scored.ground_truth, scored.results)
@@ -89,7 +98,7 @@ def _curves(rows: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float
 
 
 def _logged(store: Any, report: dict[str, Any], subject: Subject, scene: Scene, picture: Path) -> str:
-    prefix, columns = evaluating.metric_prefix(scene), ["checkpoint", "epoch", "step"]
+    prefix, columns = metric_prefix(scene), ["checkpoint", "epoch", "step"]
     columns += [f"{name}{end}" for name in SHOWN for end in ("", "_low", "_high")]
     rows, series = [], {}
     for row in report["checkpoints"]:
@@ -106,8 +115,8 @@ def _logged(store: Any, report: dict[str, Any], subject: Subject, scene: Scene, 
         source_run_id=report["run_id"],
         files={picture: "figures"},
         tables={"tables/checkpoints.json": (columns, rows)},
-        description=lambda own: _note(report, evaluating.links(store, own, [picture], report["run_id"])),
-        **evaluating.in_mlflow(subject.checkpoint, scene),
+        description=lambda own: _note(report, links(store, own, [picture], report["run_id"])),
+        **in_mlflow(subject.checkpoint, scene),
     )
 
 

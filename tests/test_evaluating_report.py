@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from detections import found, image, random_case
 
-import evaluation_report
+from evaluating import report as evaluation_report
 from metrics import coco_ground_truth, coco_metrics, coco_results
 
 A = [0, 0, 50, 50]

@@ -12,6 +12,7 @@ import fetching
 import notes
 import workspace
 from commandline import ConfigError
+from data_options import SPLITS
 from progress import say
 from tracking.errors import StoreError
 
@@ -72,6 +73,8 @@ class CompareConfig:
             raise ConfigError("One RUN alone is no comparison: give two, or --against RUN")
         if self.group_by is not None and (self.runs or self.experiment is None):
             raise ConfigError("--group-by makes groups of an experiment's runs: give --experiment NAME, and no RUNs")
+        if self.split is not None and self.split not in SPLITS:
+            raise ConfigError(f"--split is one of {', '.join(SPLITS)}, not {self.split}")
         for name, value, least in (
             ("--replicates", self.replicates, 2),
             ("--seed", self.seed, 0),

@@ -176,7 +176,7 @@ def ap_by_epoch(
     curves: Mapping[str, Sequence[tuple[float, float, tuple[float, float] | None]]], path: Path, *, title: str
 ) -> None:
     """(epoch, value, its interval or None) of each metric as a PNG file, intervals shaded."""
-    with _axes(path, "epoch", "in 0..1; shaded: its 95% interval") as axes:
+    with _axes(path, "epoch", "AP; shaded: its 95% interval", has_title=True) as axes:
         for name, points in curves.items():
             epochs, values, intervals = zip(*points, strict=True)
             (line,) = axes.plot(epochs, values, marker="o", label=name)
@@ -269,7 +269,7 @@ class _axes:
     No pyplot: that keeps every figure it ever made.
     """
 
-    def __init__(self, path: Path, x: str, y: str, *, panels: int = 1):
+    def __init__(self, path: Path, x: str, y: str, *, panels: int = 1, has_title: bool = False):
         from matplotlib.figure import Figure
 
         self.path = path
@@ -277,7 +277,7 @@ class _axes:
         # matplotlib's own layout draws everything twice
         left, right = 0.63 / self.figure.get_figwidth(), 1.89 / self.figure.get_figwidth()
         width = (1 - right - left * panels) / panels
-        bottom_to_top = (0.1, 0.87 if panels == 1 else 0.82)
+        bottom_to_top = (0.1, 0.82 if has_title or panels > 1 else 0.87)
         self.axes = [
             self.figure.add_axes((left + panel * (left + width), bottom_to_top[0], width, bottom_to_top[1]))
             for panel in range(panels)

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from itertools import combinations
 
 SHORTEST = 3  # letters: "a" and "A" may be two classes
+SHORTEST_SLIP = 4  # … of a word with another's plural s, or with two letters that changed places
 SHORTEST_WORD = 8  # of which one letter may be a typing error: "car" and "cat" are two classes
 
 
@@ -66,14 +67,17 @@ def _difference(one: str, other: str) -> str | None:
 def _one_letter_apart(one: str, other: str) -> bool:
     """Whether a letter within the word is missing, another one, or in the place of its neighbour; or a plural's s."""
     short, long = sorted((one, other), key=len)
-    if len(short) < SHORTEST_WORD or len(long) - len(short) > 1 or not (short + long).isalpha():
+    if len(short) < SHORTEST_SLIP or len(long) - len(short) > 1 or not (short + long).isalpha():
         return False
     start = next((at for at, pair in enumerate(zip(short, long, strict=False)) if pair[0] != pair[1]), len(short))
     if start == len(short):
         return long[-1] == "s"
     if start == 0:
         return False
+    if short[start : start + 2] == long[start : start + 2][::-1] and short[start + 2 :] == long[start + 2 :]:
+        return True  # two letters have changed places
+    if len(short) < SHORTEST_WORD:
+        return False
     if len(short) < len(long):
         return short[start:] == long[start + 1 :]
-    swapped = short[start : start + 2] == long[start : start + 2][::-1] and short[start + 2 :] == long[start + 2 :]
-    return swapped or (short[start + 1 :] == long[start + 1 :] and start < len(short) - 1)
+    return short[start + 1 :] == long[start + 1 :] and start < len(short) - 1

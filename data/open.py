@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from data.checks.balance import alike_classes, class_defects
@@ -10,7 +11,7 @@ from data.checks.leakage import duplicates
 from data.checks.scan import scan_images
 from data.checks.unread import unread_folders
 from data.generated import generated_data
-from data.readers.found import FoundImage
+from data.readers.found import Found, FoundImage
 from data.readers.given_files import existing, read_given
 from data.readers.layout import listed
 from data.readers.recognise import read_path
@@ -22,6 +23,7 @@ from data_options import SPLITS, DataOptions
 
 DEFAULTS = DataOptions()
 GIVEN_RULE = "the splits that are given"
+WHOLE_RULE = "all images, as the data have no splits"
 UTF8 = re.compile("[^\ud800-\udfff]*")  # Python has lone surrogates for the other bytes
 
 
@@ -31,6 +33,7 @@ def open_data(
     *,
     refuse: bool = True,
     scored: str | None = None,
+    whole: bool = False,
     seed: int = 0,
     generated_images: tuple[int, int, int] = (400, 100, 100),
 ) -> DetectionData:
@@ -38,7 +41,8 @@ def open_data(
 
     `seed` and `generated_images` (train, val, test) belong to the drawn one. Raises DataError where nothing
     is recognised or the data cannot be used; what can be used with care is in the result's `defects`, and what
-    cannot as well when told not to `refuse`. To score the split `scored`, the others need not be usable, nor be there.
+    cannot as well when told not to `refuse`. To score the split `scored`, the others need not be usable, nor be there;
+    `whole` makes it all the images of data without splits.
     """
     given = existing(options.given_files)
     if given and str(where) in ("None", "generated"):
@@ -53,14 +57,20 @@ def open_data(
         raise DataError(f"There are no data at {path}. Give a folder or a file, or the word: generated")
     found = read_given(path if path.is_dir() else path.parent, given) if given else read_path(path)
     name = path.stem if path.is_file() else path.name
+    is_whole = whole and list(found.splits) == ["train"] and not options.splits and not options.split_by
+    if is_whole:
+        found = _all_in(scored, found)
     is_alone = scored and any(found.splits.values()) and not found.splits.get("train") and not options.splits
     if found.splits.get("train") == [] and not is_alone:  # what is wrong with them says more than that there are none
         _refuse(name, found.defects, path)
     images = [image for images in found.splits.values() for image in images]
     _require_names(images)
     scans = scan_images([image.path for image in images if image.path is not None], found.root)
-    if is_alone or (given and "train" not in found.splits and not options.splits):  # there is nothing to split
-        parts, defects, rule = found.splits, found.defects, GIVEN_RULE if given else OWN_RULE
+    if (
+        is_whole or is_alone or (given and "train" not in found.splits and not options.splits)
+    ):  # there is nothing to split
+        rule = WHOLE_RULE if is_whole else GIVEN_RULE if given else OWN_RULE
+        parts, defects = found.splits, found.defects
     else:
         parts, defects, rule = complete_splits(path, found.splits, found.defects, scans, options)
     splits = {}
@@ -84,9 +94,15 @@ def open_data(
         notes=found.notes,
     )
     if refuse:
-        made = SPLITS if options.splits else () if rule in (OWN_RULE, GIVEN_RULE) else ("train", "val")
+        made = SPLITS if options.splits else () if rule in (OWN_RULE, GIVEN_RULE, WHOLE_RULE) else ("train", "val")
         _refuse(name, data.defects if scored is None else _that_may_be_of(scored, data.defects, parts, made), path)
     return data
+
+
+def _all_in(split: str, found: Found) -> Found:
+    """What was found, its one split called otherwise."""
+    defects = [replace(each, split=split) if each.split == "train" else each for each in found.defects]
+    return replace(found, splits={split: found.splits["train"]}, defects=defects)
 
 
 def _require_names(images: Sequence[FoundImage]) -> None:

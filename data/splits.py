@@ -24,7 +24,7 @@ MADE_RULE = (
     "(Roboflow's versions of one photo, and images that look alike, stay together)"
 )
 GROUPS_RULE = (
-    "val was split off by us: the groups of --split-by {} whose sha256 is in its lowest 20 %, {} "
+    "val was split off by us: the groups of --split-by {} whose sha256 is in its lowest 20 % ({}) "
     "(images that look alike stay together)"
 )
 ROBOFLOW_VERSION = re.compile(r"\.rf\.[0-9a-zA-Z]{16,}(?=\.)")
@@ -57,7 +57,7 @@ def complete_splits(
 
 def _groups_rule(split_by: str, made: Splits, group_of: Callable[[str], str]) -> str:
     groups = {split: len({group_of(image.name) for image in images}) for split, images in made.items()}
-    told = " and ".join(f"{count} of {split}'s {len(made[split])} images" for split, count in groups.items())
+    told = "; ".join(f"{split}: {count} groups, {len(made[split])} images" for split, count in groups.items())
     alone = sum(groups.values()) == sum(map(len, made.values()))
     return GROUPS_RULE.format(split_by, told + alone * ": every image is a group of its own")
 

@@ -75,7 +75,7 @@ def _keep(store: Any, report: dict[str, Any], subject: Subject, scene: Scene, co
     with tempfile.TemporaryDirectory(prefix="figures-") as folder:
         picture = (config.output or Path(folder)) / "figures" / "ap_by_epoch.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
-        figures.ap_by_epoch(_curves(report["checkpoints"]), picture, title=f"{scene.data.name} {scene.split}")
+        figures.ap_by_epoch(_curves(report["checkpoints"]), picture, title=_title(subject, scene))
         if not config.no_log:
             try:
                 report["evaluation_run_id"] = _logged(store, report, subject, scene, picture)
@@ -83,6 +83,11 @@ def _keep(store: Any, report: dict[str, Any], subject: Subject, scene: Scene, co
                 say(f"error: the evaluation is not in MLflow: {error}")
         if config.output is not None:
             record.write_json(config.output / "metrics.json", report)
+
+
+def _title(subject: Subject, scene: Scene) -> str:
+    name = subject.checkpoint.get("run_name") or subject.checkpoint.get("run_id")
+    return f"{name} on {scene.data.name} {scene.split}"
 
 
 def _curves(rows: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float, tuple[float, float] | None]]]:

@@ -57,11 +57,12 @@ def scene_of(store: Any, checkpoint: dict[str, Any], config: Any) -> Scene:
     if where is None:
         raise commandline.ConfigError("This checkpoint does not say what it was trained on: give --data PATH")
     split = split_of_folder(config.split) or config.split  # `valid` is val
-    data = open_data(where, data_options(config, checkpoint, where), scored=split)
+    is_own = where == workspace.data_of(checkpoint)
+    data = open_data(where, data_options(config, checkpoint, where), scored=split, whole=not is_own)
     data = data.with_classes_in_order(checkpoint["classes"])
     say("\n".join(data.describe()))
     records = fetching.records_to_score(checkpoint, data, split)
-    for line in notes_on_data(store, checkpoint, data, split, is_own=where == workspace.data_of(checkpoint)):
+    for line in notes_on_data(store, checkpoint, data, split, is_own=is_own):
         say(line)
     return Scene(where=where, split=split, data=data, records=records)
 

@@ -265,7 +265,7 @@ def test_boxes_that_are_mostly_impossible_are_an_error(tmp_path, box, reason):
     images = [(number, f"{number}.jpg") for number in range(20)]
     write_coco(tmp_path, {"train": coco(images, [(number, 1, box) for number, _ in images]), "val": VAL})
     found = [d for d in open_data(tmp_path, refuse=False).defects if d.kind == "boxes-implausible"]
-    assert [(d.severity, d.split, reason in d.detail) for d in found] == ([("error", "train", True)] if reason else [])
+    assert [(d.action, d.split, reason in d.detail) for d in found] == ([(REFUSED, "train", True)] if reason else [])
 
 
 def many_boxes(written, read, *, amodal=False):
@@ -280,6 +280,8 @@ def many_boxes(written, read, *, amodal=False):
         "yx": (y, x, y + height, x + width),
         "origin": (x, y, width, height),
         "centre": (x + width / 2, y + height / 2, width, height),
+        "xxyy": (x, x + width, y, y + height),
+        "size first": (width, height, x + width / 2, y + height / 2),
     }[written]
     corners = {
         "corners": (a, b, c, d),
@@ -304,19 +306,27 @@ def many_boxes(written, read, *, amodal=False):
         ("corners", "origin", "corners"),
         ("centre", "origin", "centre, width, height"),
         ("origin", "centre", "left, top, width, height"),
+        ("xxyy", "corners", "corners, x x y y"),
+        ("size first", "centre", "centre, width, height, the last two first"),
     ],
 )
 def test_boxes_that_were_meant_otherwise_are_refused_with_the_meaning(written, read, meaning):
-    detail, action = implausible(many_boxes(written, read), read)
-    assert f"; read as {meaning}, none would" in detail and action == REFUSED
+    assert f"; read as {meaning}, none would" in implausible(many_boxes(written, read), read)
 
 
 def test_percentages_are_told_from_boxes_in_one_corner():
     boxes = many_boxes("corners", "corners")
     percent = replace(boxes, corners=boxes.corners * 100 / np.tile(boxes.size, 2))
-    assert "are they percentages" in implausible(percent, "corners")[0]
+    assert "are they percentages" in implausible(percent, "corners")
     assert implausible(replace(percent, corners=percent.corners * 0.9), "corners") is None
     assert implausible(replace(percent, size=np.full((400, 2), 100.0)), "corners") is None
+
+
+@pytest.mark.parametrize("read", ["corners", "origin", "centre"])
+def test_many_boxes_without_a_size_are_no_other_reading(read):
+    boxes = many_boxes(read, read)
+    boxes.corners[:60, 2] = boxes.corners[:60, 0]
+    assert implausible(boxes, read) is None
 
 
 @pytest.mark.parametrize("amodal", [False, True])
@@ -362,6 +372,23 @@ def test_to_score_a_split_what_is_wrong_in_others_is_no_obstacle(tmp_path):
     assert open_data(tmp_path, scored="test").records("test") == data.records("test")
     with pytest.raises(DataError, match="no images to train on"):
         open_data(tmp_path)
+
+
+def test_data_without_splits_are_scored_whole(tmp_path):
+    images = [(number, f"{number}.jpg") for number in range(9)]
+    write_coco(
+        tmp_path, {"all": coco(images, [(number, 1, [1, 1, 9, 9]) for number, _ in images])}, "images", "all.json"
+    )
+    for split in ("val", "test", "train"):
+        data = open_data(tmp_path, scored=split, whole=True)
+        assert {name: len(records) for name, records in data.splits.items()} == {split: 9}
+        assert data.split_rule == "all images, as the data have no splits"
+    assert len(open_data(tmp_path, scored="val").records("val")) < 9  # of training's own data
+    grouped = open_data(tmp_path, DataOptions(split_by=r"\d"), scored="val", whole=True)
+    assert len(grouped.records("val")) < 9
+    (tmp_path / "images" / "3.jpg").unlink()
+    with pytest.raises(DataError, match=r"image-missing: test: 3\.jpg"):
+        open_data(tmp_path, scored="test", whole=True)
 
 
 def test_what_may_be_of_the_scored_split_refuses_it(tmp_path):

@@ -15,6 +15,8 @@ ONE += [
     ("Platelets", "Plazelets"),
     ("platelets", "Platelet"),
     ("big Platlets", "big_platelets"),
+    ("with_mask", "with_masks"),
+    ("with_mask", "with_msak"),
 ]
 TWO = [
     ("class1", "class2"),

@@ -112,7 +112,8 @@ def test_roboflow_layout_and_its_placeholder_category(tmp_path):
 
 def test_one_json_is_split_stably_and_defects_follow_their_image(tmp_path):
     images = [(i, f"{i:03d}.jpg") for i in range(60)]
-    write_coco(tmp_path, {"all": coco(images, [(i, 1, [1, 1, 0, 5]) for i in range(60)])}, "images", "labels.json")
+    boxes = [(i, 1, box) for i in range(60) for box in ([9, 9, 0, 5], [28, 18, 9, 9])]
+    write_coco(tmp_path, {"all": coco(images, boxes)}, "images", "labels.json")
     whole, by_file = open_data(tmp_path), open_data(tmp_path / "labels.json")
     names = {r.name for r in whole.records("val")}
     assert names == {r.name for r in by_file.records("val")} and 4 <= len(names) <= 22

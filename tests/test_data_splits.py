@@ -107,10 +107,10 @@ def test_a_group_is_what_the_parentheses_find():
 def test_how_many_groups_there_are_is_said(tmp_path):
     write_one_json(tmp_path, [f"v{number // 2}_{number % 2}.jpg" for number in range(8)])
     rule = open_data(tmp_path, DataOptions(split_by=r"v\d")).split_rule
-    counts = [int(number) for number in re.findall(r"(\d+) of (?:train|val)'s", rule)]
+    counts = [int(number) for number in re.findall(r"(\d+) groups", rule)]
     assert sum(counts) == 4 and "a group of its own" not in rule
     rule = open_data(tmp_path, DataOptions(split_by=".*")).split_rule
-    assert ": every image is a group of its own (" in rule
+    assert ": every image is a group of its own) (" in rule
 
 
 def write_one_json(root, names):

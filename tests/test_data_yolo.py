@@ -189,6 +189,14 @@ def test_bad_rows_are_refused_by_file_and_line(tmp_path, row, kind, words):
     assert (defect.action, defect.severity) == (REFUSED, "error")
 
 
+def test_numbers_that_never_begin_with_0_are_asked_about(tmp_path):
+    yaml_layout(tmp_path, ROBOFLOW, {"b": ROW.replace("0 ", "1 ", 1)})
+    assert not any("count from 1" in note for note in open_data(tmp_path).notes)  # a.txt has a 0
+    for file in tmp_path.rglob("labels/*.txt"):
+        file.write_text(ROW.replace("0 ", "1 ", 1))
+    assert "no row is of class 0 (cat): do the files count from 1? YOLO counts from 0" in open_data(tmp_path).notes
+
+
 def test_boxes_in_pixels_are_one_defect_a_file_and_boxes_over_the_edge_are_clipped(tmp_path):
     yaml_layout(
         tmp_path, ROBOFLOW, {"b": "0 20 15 20 6\n0 5 5 2 2\n", "c": "0 0.9 0.5 0.4 0.2\n0 nan 1 1 1\n0 0 0 0 0"}

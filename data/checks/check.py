@@ -38,8 +38,7 @@ def checked_records(
         defects += image_defects(split, image, scan)
     found = _gathered(readable, seen, classes)
     boxes, kept, wrong = settle(found, options.on_defect)
-    if told := implausible(found, shape):
-        detail, action = told
+    if detail := implausible(found, shape):
         defects.append(
             Defect(
                 kind="boxes-implausible",
@@ -48,7 +47,7 @@ def checked_records(
                 file="",
                 object=None,
                 detail=detail,
-                action=action,
+                action=REFUSED,
             )
         )
     kept = np.flatnonzero(kept)

@@ -8,37 +8,42 @@ import numpy as np
 from data.checks.boxes import CLIP_TOLERANCE, SMALLEST_SIDE, Boxes, sides_of
 from data.readers.found import SHAPES, Shape
 from data.readers.rows import FRACTION_LIMIT
-from data.records import REFUSED
 
 ENOUGH = 20  # boxes of a split, to judge them
 MANY = 0.05  # share of the boxes that do not fit their images, above which other readings are tried
 EXPLAINED = 0.9  # share of these that fit in another reading, to believe it
-ANYWAY = "used as far as they are boxes"
-Y_FIRST = [1, 0, 3, 2]
+SIZE_FIRST = ", the last two first"
+# In which order four numbers may stand, beside the usual one.
+ORDERS = {
+    "": [0, 1, 2, 3],
+    ", y before x": [1, 0, 3, 2],
+    ", x x y y": [0, 2, 1, 3],
+    SIZE_FIRST: [2, 3, 0, 1],
+}
 
 
-def implausible(boxes: Boxes, shape: Shape) -> tuple[str, str] | None:
-    """(what is wrong with many of a split's boxes, which were read as of `shape`, and what is done), or None."""
+def implausible(boxes: Boxes, shape: Shape) -> str | None:
+    """What is wrong with so many of a split's boxes, which were read as of `shape`, that they are meant otherwise."""
     is_finite = np.isfinite(boxes.corners).all(axis=1)
     corners, size = boxes.corners[is_finite], boxes.size[is_finite]
     count = len(corners)
     if count < ENOUGH:
         return None
     if np.count_nonzero(np.abs(corners).max(axis=1) <= FRACTION_LIMIT) > count / 2:
-        return f"most of the {count} boxes lie within two pixels: are they fractions of the image, not pixels?", REFUSED
+        return f"most of the {count} boxes lie within two pixels: are they fractions of the image, not pixels?"
     if _fills(corners, 100) and size.min() >= 2 * 100:
-        return f"all {count} boxes lie within 0 and 100 and fill that: are they percentages, not pixels?", REFUSED
+        return f"all {count} boxes lie within 0 and 100 and fill that: are they percentages, not pixels?"
     misfits = _misfits(corners, size)
     if misfits <= MANY * count:
         return None
     rest, meaning = min(_other_readings(corners, size, shape))
     if rest <= (1 - EXPLAINED) * misfits:
         told = f"{misfits} of the {count} boxes, read as {SHAPES[shape]}, have no size or leave their images"
-        return f"{told}; read as {meaning}, {rest or 'none'} would. Which are they? Mend the file", REFUSED
+        return f"{told}; read as {meaning}, {rest or 'none'} would. Which are they? Mend the file"
     if np.count_nonzero((sides_of(corners) < SMALLEST_SIDE).any(axis=1)) > count / 2:
-        return f"most of the {count} boxes have no size: is the order of their numbers another?", ANYWAY
+        return f"most of the {count} boxes have no size: is the order of their numbers another?"
     if misfits > count / 2:
-        return f"most of the {count} boxes leave their images: are they of images of another size?", ANYWAY
+        return f"most of the {count} boxes leave their images: are they of images of another size, or in another order?"
     return None
 
 
@@ -50,10 +55,13 @@ def _fills(corners: np.ndarray, most: float) -> bool:
 def _other_readings(corners: np.ndarray, size: np.ndarray, shape: Shape) -> list[tuple[int, str]]:
     """(how many boxes would not fit, how they were read) of every other way to read their four numbers."""
     written = _written(corners, shape)
-    readings = {meaning: _read(written, other) for other, meaning in SHAPES.items() if other != shape}
-    for other, meaning in SHAPES.items():
-        readings[f"{meaning}, y before x"] = _read(written[:, Y_FIRST], other)
-    return [(_misfits(read, size), meaning) for meaning, read in readings.items()]
+    return [
+        (_misfits(_read(written[:, order], other), size), meaning + told)
+        for told, order in ORDERS.items()
+        for other, meaning in SHAPES.items()
+        # left + width is width + left: with these two exchanged any box fits as well, and one of no size does
+        if (other, told) not in ((shape, ""), ("origin", SIZE_FIRST))
+    ]
 
 
 def _read(written: np.ndarray, shape: Shape) -> np.ndarray:

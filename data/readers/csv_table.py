@@ -185,7 +185,8 @@ def wanted_columns(path: Path) -> str:
         first = next((line.strip() for line in file if line.strip()), "")
     return (
         f"names no columns of an image and a box that are known. Its first line is {shown([first], '')}. "
-        "Is that a box already? Put a line above it that names the columns: image,xmin,ymin,xmax,ymax,class"
+        "Is that a box already? Put a line above it that names its columns in their order, in such words: "
+        "image,xmin,ymin,xmax,ymax,class"
     )
 
 

@@ -72,6 +72,8 @@ def read_yolo(plan: YoloPlan) -> Found:
             )
         splits[split] = list(images.values())
         defects += _orphans(plan, split, used.keys())
+    if 0 in numbers and reader.seen and 0 not in reader.seen:
+        notes.append(f"no row is of class 0 ({numbers[0]}): do the files count from 1? YOLO counts from 0")
     return Found(
         format="yolo", shape="centre", root=plan.root, classes=names, splits=splits, defects=defects, notes=notes
     )
@@ -170,6 +172,7 @@ def _numbers_seen(labels: Sequence[Path]) -> dict[int, str]:
 class _LabelReader:
     def __init__(self, names: Sequence[str], index_of: Mapping[int, int], has_keypoints: bool) -> None:
         self.names, self.index_of, self.has_keypoints = names, index_of, has_keypoints
+        self.seen: set[float] = set()  # numbers of classes
 
     def read(self, split: str, path: Path, name: str) -> tuple[FoundRows, list[Defect]]:
         """The objects of a text file and what is wrong in it, by line."""
@@ -212,6 +215,7 @@ class _LabelReader:
         else:
             wanted = "a class with 4 numbers (box) or pairs of them (polygon)"
             raise BadRow("row-malformed", f"{shown(words, ' ')} has {len(words)} numbers, not {wanted}")
+        self.seen.add(label)
         return self.index_of[label], tuple(map(_snapped, box))
 
 

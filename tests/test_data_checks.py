@@ -268,10 +268,10 @@ def test_boxes_that_are_mostly_impossible_are_an_error(tmp_path, box, reason):
     assert [(d.action, d.split, reason in d.detail) for d in found] == ([(REFUSED, "train", True)] if reason else [])
 
 
-def many_boxes(written, read, *, amodal=False):
+def many_boxes(written, read, *, amodal=False, largest=160):
     """400 boxes of 640×480 images that were written as one thing and are read as another."""
     random, size = np.random.default_rng(0), np.array([640, 480])
-    width, height = random.uniform(20, 160, (2, 400))
+    width, height = random.uniform(largest / 8, largest, (2, 400))
     x, y = random.uniform(0, 1, (2, 400)) * (size[:, None] - (width, height))
     if amodal:  # two fifths reach over one of the four edges, and rightly
         x[:40], x[40:80], y[80:120], y[120:160] = -9, 650 - width[40:80], -9, 490 - height[120:160]
@@ -323,8 +323,9 @@ def test_percentages_are_told_from_boxes_in_one_corner():
 
 
 @pytest.mark.parametrize("read", ["corners", "origin", "centre"])
-def test_many_boxes_without_a_size_are_no_other_reading(read):
-    boxes = many_boxes(read, read)
+@pytest.mark.parametrize("largest", [10, 160])
+def test_many_boxes_without_a_size_are_no_other_reading(read, largest):
+    boxes = many_boxes(read, read, largest=largest)
     boxes.corners[:60, 2] = boxes.corners[:60, 0]
     assert implausible(boxes, read) is None
 

@@ -59,8 +59,8 @@ def _other_readings(corners: np.ndarray, size: np.ndarray, shape: Shape) -> list
         (_misfits(_read(written[:, order], other), size), meaning + told)
         for told, order in ORDERS.items()
         for other, meaning in SHAPES.items()
-        # left + width is width + left: with these two exchanged any box fits as well, and one of no size does
-        if (other, told) not in ((shape, ""), ("origin", SIZE_FIRST))
+        # Of others than centres, boxes fit as well with the two halves exchanged, and those of no size do then.
+        if (other, told) != (shape, "") and (told != SIZE_FIRST or other == "centre")
     ]
 
 

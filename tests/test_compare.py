@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from detections import found, image
 from PIL import Image
 
 import compare
@@ -23,6 +22,7 @@ from comparing.runs import newest_two
 from evaluate import EvaluateConfig
 from metrics import coco_ground_truth, coco_results
 from tests.conftest import open_store, work_in
+from tests.detections import found, image
 from tracking.errors import DamagedArtifact, RunUnknown
 from tracking.records import COMPARISON, NOTE
 from workspace import WorkspaceError

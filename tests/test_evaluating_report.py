@@ -5,10 +5,10 @@ import json
 import cv2
 import numpy as np
 import pytest
-from detections import found, image, random_case
 
 from evaluating import report as evaluation_report
 from metrics import coco_ground_truth, coco_metrics, coco_results
+from tests.detections import found, image, random_case
 
 A = [0, 0, 50, 50]
 

@@ -6,12 +6,12 @@ import json
 
 import numpy as np
 import pytest
-from conftest import REAL_DATA, needs_real_data
-from detections import found, image, random_case
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from metrics import NAMES, SCORERS, coco_ground_truth, coco_metrics, coco_results
+from tests.conftest import REAL_DATA, needs_real_data
+from tests.detections import found, image, random_case
 
 THRESHOLDS = 10  # IoU 0.50, 0.55 … 0.95
 

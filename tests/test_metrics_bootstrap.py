@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from detections import found, image, random_case
 
 from metrics import (
     bootstrap,
@@ -15,6 +14,7 @@ from metrics import (
     weighted_scores,
 )
 from metrics.bootstrap import draws
+from tests.detections import found, image, random_case
 
 CLASSES = ("cat", "dog", "owl")
 A = [0, 0, 50, 50]

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from detections import found, image, random_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -23,6 +22,7 @@ from metrics import (
     spread,
 )
 from metrics.comparison import image_errors, welch_degrees
+from tests.detections import found, image, random_case
 
 CLASSES = ("cat", "dog", "owl")
 

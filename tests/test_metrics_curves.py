@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from detections import found, image, random_case
 
 from metrics import (
     coco_ground_truth,
@@ -14,6 +13,7 @@ from metrics import (
     threshold_curve,
     weighted_scores,
 )
+from tests.detections import found, image, random_case
 
 CLASSES = ("cat", "dog", "owl")
 A, B, C = [0, 0, 50, 50], [100, 0, 150, 50], [200, 0, 250, 50]

@@ -6,11 +6,11 @@ import json
 
 import numpy as np
 import pytest
-from detections import random_case
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from metrics import coco_ground_truth, coco_results, match
+from tests.detections import random_case
 
 
 @pytest.mark.parametrize("pairs_at_once", [1, 1_000_000])

@@ -10,6 +10,7 @@ from typing import Any
 import changes
 import config as options
 import workspace
+from data.fingerprint import images_in, images_of
 from data_options import PATHS
 from stored_detections import Detected
 from tracking import environment
@@ -143,11 +144,11 @@ def trained_on(runs: Sequence[Detected], image_names: Sequence[str]) -> list[str
     contents = {run.run.run_id: changes.contents_of(run.store, run.run.run_id) for run in runs}
     digests = set()
     for run in runs:
-        of_split = contents[run.run.run_id].get(run.split, {})
+        of_split = images_of(contents[run.run.run_id].get(run.split, {}))
         digests |= {of_split[name] for name in image_names if name in of_split}
     notes = []
     for run in runs:
-        seen = digests & set(contents[run.run.run_id].get("train", {}).values())
+        seen = digests & images_in(contents[run.run.run_id], "train")
         if seen:
             notes.append(
                 f"{run.run.name} ({run.run.run_id[:8]}) was trained on {len(seen)} of these {len(image_names)} images, "

@@ -38,6 +38,11 @@ def images_of(contents: Mapping[str, str]) -> dict[str, str]:
     return {name: value.partition(" ")[0] for name, value in contents.items()}
 
 
+def images_in(contents: Mapping[str, Mapping[str, str]], split: str) -> set[str]:
+    """The images' digests of a split of `contents`, however they are annotated and called; none where there is none."""
+    return set(images_of(contents.get(split, {})).values())
+
+
 def of_records(records: Sequence["Record"], classes: Sequence[str]) -> str:
     """Digest of a split: classes, names, image contents and annotations.
 

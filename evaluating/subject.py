@@ -111,7 +111,7 @@ def notes_on_data(
 ) -> list[str]:
     """What makes the score another than one on images that the checkpoint has not seen, or than training's own."""
     import changes
-    from data.fingerprint import contents, images_of
+    from data.fingerprint import contents, images_in, images_of
 
     before = (checkpoint.get("dataset") or {}).get("split_fingerprints") or {}
     now = data.split_fingerprint(split)
@@ -124,9 +124,9 @@ def notes_on_data(
         said.append(f"note: the data are not as they were in training: {changes.of_data(checkpoint, data, store)}")
     run_id, fingerprint = checkpoint.get("run_id"), (checkpoint.get("dataset") or {}).get("fingerprint")
     first, known = changes.contents_of(store, run_id), changes.contents_of(store, run_id, fingerprint)
-    trained_on = {image for each in (first, known) for image in images_of(each.get("train", {})).values()}
+    trained_on = images_in(first, "train") | images_in(known, "train")
     images = images_of(contents({split: data.records(split)}, data.classes)[split])
-    if not said and images and set(images.values()) == set(images_of(known.get(split, {})).values()):
+    if not said and images and set(images.values()) == images_in(known, split):
         said.append(f"note: these are the images of the {split!r} that training knew, otherwise annotated")
     seen = [name for name, digest in images.items() if digest in trained_on]
     if seen:

@@ -53,7 +53,9 @@ def results_of(count: int, share: float, seed: int):
 NAMES = [f"{number:02d}.png" for number in range(30)]
 
 
-def keep_run(name, folder, *, share, seed, truth=None, results=None, source="", digest="2", group=None, **about):
+def keep_run(
+    name, folder, *, share, seed, truth=None, results=None, source="", digest="2", group=None, contents=None, **about
+):
     """A finished training in the store, as far as comparisons look at one; its ID."""
     truth = truth or truth_of(NAMES)
     config = {"lr": 0.01, "seed": seed, "augmentation": "flip", "data": "somewhere", "run_name": name} | about
@@ -69,6 +71,9 @@ def keep_run(name, folder, *, share, seed, truth=None, results=None, source="", 
     files.mkdir()
     (files / "run.json").write_text(json.dumps(facts))
     places = {files / "run.json": None}
+    if contents:
+        (files / "splits.json").write_text(json.dumps(contents))
+        places[files / "splits.json"] = "data"
     for prefix in ("best_", "last_"):
         for path in stored_detections.write(
             files, "val", results or results_of(len(truth["images"]), share, seed), truth
@@ -239,6 +244,17 @@ def test_every_format_is_what_it_says(here, run_script, kind):
         assert all(len({line.count("|") for line in table.strip().splitlines()}) == 1 for table in tables)
     else:
         assert "strong is better than weak by" in out or "No difference shown between strong and weak" in out
+
+
+def test_images_that_a_run_was_trained_on_are_told_however_they_are_annotated(here):
+    seen = {name: f"{number:016x} 1" for number, name in enumerate(NAMES)}  # the image's digest, its annotations'
+    honest = keep_run("honest", here, share=0.9, seed=1, contents={"train": {"else.png": "f 1"}, "val": seen})
+    of_before = {"train": {f"copy{number}.png": f"{number:016x}" for number in range(2)}, "val": seen}
+    others = {"train": {f"copy{number}.png": f"{number:016x} 2" for number in range(3)}, "val": seen}
+    for count, contents in ((2, of_before), (3, others)):
+        leaky = keep_run(f"leaky-{count}", here, share=0.9, seed=2, contents=contents)
+        told = [line for line in of(honest, leaky)["notes"] if "was trained on" in line]
+        assert told == [f"leaky-{count} ({leaky[:8]}) was trained on {count} of these 30 images, which flatters it"]
 
 
 def test_it_is_logged_with_figures_and_is_no_training(here, run_script, tmp_path):

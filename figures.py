@@ -29,6 +29,12 @@ class Marks:
     texts: list[str]  # "": a box without a text
 
 
+def corners(bboxes: Sequence[Sequence[float]]) -> np.ndarray:
+    """COCO's boxes (N, 4) xywh as xyxy."""
+    xywh = np.array(bboxes, dtype=float).reshape(-1, 4)
+    return np.column_stack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
+
+
 def draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, texts: list[str]) -> np.ndarray:
     """Boxes (N, 4) xyxy in absolute pixels, coloured by label, and texts, on a copy of `image` (H, W, 3) uint8 RGB.
 
@@ -131,7 +137,7 @@ def error_bars(errors: Mapping[str, tuple[float, int]], colors: Sequence[int], p
     axes.set_xlim(left=0)
     axes.invert_yaxis()
     axes.grid(alpha=0.3, axis="x")
-    figure.savefig(path, dpi=110)
+    paint(figure, path)
 
 
 def loss_curves(history: History, path: Path, *, total: str = "train/loss") -> None:

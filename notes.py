@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 GAP = "&emsp;"  # the UI takes all styles off tables: their columns would touch
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, gap: str = GAP) -> str:
     """A Markdown table with space between its columns."""
-    lines = [[f"{_plain(cell)}{GAP}" for cell in row] for row in (header, *rows)]
+    lines = [[f"{_plain(cell)}{gap}" for cell in row] for row in (header, *rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (lines[0], ["---"] * len(header), *lines[1:]))
 
 

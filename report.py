@@ -84,8 +84,7 @@ def sample_picture(
     image: np.ndarray, record: Record, found: Sequence[dict[str, Any]], classes: Sequence[str]
 ) -> np.ndarray:
     """Ground truth above or left, detections (COCO results of this image) below or right, of an image (H, W, 3)."""
-    xywh = np.array([one["bbox"] for one in found]).reshape(-1, 4)
-    boxes = np.column_stack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
+    boxes = figures.corners([one["bbox"] for one in found])
     labels = np.array([one["category_id"] for one in found], dtype=int)
     texts = [f"{classes[one['category_id'] - 1]} {one['score']:.2f}" for one in found]
     truth = [classes[label - 1] for label in record.labels]

@@ -60,8 +60,7 @@ def _drawn(
     image: np.ndarray, objects: Sequence[Mapping[str, Any]], classes: Mapping[int, str], scale: float
 ) -> np.ndarray:
     """COCO annotations or results on an image (H, W, 3)."""
-    xywh = np.array([each["bbox"] for each in objects]).reshape(-1, 4)
-    boxes = np.column_stack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]]) * scale
+    boxes = figures.corners([each["bbox"] for each in objects]) * scale
     labels = np.array([each["category_id"] for each in objects], dtype=int)
     scores = [f" {each['score']:.2f}" if "score" in each else "" for each in objects]
     texts = [f"{classes[label]}{score}" for label, score in zip(labels, scores, strict=True)]

@@ -1,6 +1,7 @@
 """What compare.py finds, as the plain data that --json prints; `config` is a CompareConfig."""
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -143,8 +144,8 @@ def few_images(truth: dict[str, Any]) -> list[str]:
     """The classes whose intervals hold less often."""
     names = {category["id"]: category["name"] for category in truth["categories"]}
     pairs = {(names[each["category_id"]], each["image_id"]) for each in truth["annotations"] if not each["iscrowd"]}
-    counts = {name: sum(one == name for one, _ in pairs) for name in names.values()}
-    few = [f"{name} ({count})" for name, count in counts.items() if 0 < count < FEW_IMAGES]
+    counts = Counter(name for name, _ in pairs)
+    few = [f"{name} ({counts[name]})" for name in names.values() if 0 < counts[name] < FEW_IMAGES]
     return [f"in few images, so that their intervals hold less often: {', '.join(few)}"] if few else []
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import figures
+
 SHOWN, OPEN = "tab:blue", "grey"  # a difference that excludes 0, and one that does not
 
 
@@ -20,7 +22,7 @@ def differences(rows: Mapping[str, tuple[float, float, float]], path: Path, *, t
     axes.set_yticks(range(len(rows)), list(reversed(rows)))
     axes.set(xlabel="difference and its 95% interval", ylim=(-0.6, len(rows) - 0.4), title=title)
     axes.grid(alpha=0.3, axis="x")
-    figure.savefig(path, dpi=110)
+    figures.paint(figure, path)
 
 
 def seeds(sides: Mapping[str, tuple[Sequence[float], tuple[float, float] | None]], path: Path, *, title: str) -> None:
@@ -37,4 +39,4 @@ def seeds(sides: Mapping[str, tuple[Sequence[float], tuple[float, float] | None]
     axes.set_yticks(range(len(sides)), list(reversed(sides)))
     axes.set(xlabel="AP; mean and 95% interval over seeds", ylim=(-0.6, len(sides) - 0.4), title=title)
     axes.grid(alpha=0.3, axis="x")
-    figure.savefig(path, dpi=110)
+    figures.paint(figure, path)

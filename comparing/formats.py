@@ -31,7 +31,7 @@ def text(report: Report) -> str:
 
 def markdown(report: Report) -> str:
     """For notes and MLflow."""
-    return _document(report, _piped, lambda title: f"### {title}", between="\n\n")
+    return _document(report, lambda table: notes.table(*table, gap=""), lambda title: f"### {title}", between="\n\n")
 
 
 def _document(report: Report, table: Callable[[Table], str], heading: Callable[[str], str], between: str = "\n") -> str:
@@ -114,11 +114,6 @@ def _aligned(table: Table) -> str:
     rows = [table[0], *table[1]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _piped(table: Table) -> str:
-    rows = [table[0], ["---"] * len(table[0]), *table[1]]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
 
 
 # -- for papers and for programs

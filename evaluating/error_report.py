@@ -152,8 +152,7 @@ def _said_of_detection(kind: Kind, names: Mapping[int, str], each: Mapping[str, 
 
 def _marks(drawn: Sequence[tuple[Kind, str, Sequence[float]]]) -> figures.Marks:
     """Of a kind, a text and a box (xywh) each."""
-    xywh = np.array([box for *_, box in drawn], dtype=float).reshape(-1, 4)
-    boxes = np.column_stack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
+    boxes = figures.corners([box for *_, box in drawn])
     return figures.Marks(
         boxes, np.array([COLORS[kind] for kind, *_ in drawn], dtype=int), [text for _, text, _ in drawn]
     )

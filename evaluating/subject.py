@@ -58,7 +58,7 @@ def scene_of(store: Any, checkpoint: dict[str, Any], config: Any) -> Scene:
         raise commandline.ConfigError("This checkpoint does not say what it was trained on: give --data PATH")
     split = split_of_folder(config.split) or config.split  # `valid` is val
     is_own = where == workspace.data_of(checkpoint)
-    data = open_data(where, data_options(config, checkpoint, where), scored=split, whole=not is_own)
+    data = open_data(where, data_options(config, checkpoint, is_own=is_own), scored=split, whole=not is_own)
     data = data.with_classes_in_order(checkpoint["classes"])
     say("\n".join(data.describe()))
     records = fetching.records_to_score(checkpoint, data, split)
@@ -99,11 +99,10 @@ def about(scene: Scene) -> dict[str, Any]:
     }
 
 
-def data_options(config: Any, checkpoint: dict[str, Any], where: str) -> DataOptions:
+def data_options(config: Any, checkpoint: dict[str, Any], *, is_own: bool) -> DataOptions:
     """How the data are read: as in training where they are the run's own and nothing else is asked for."""
     asked = DataOptions.of(vars(config))
-    own = where == workspace.data_of(checkpoint)
-    return DataOptions.of(checkpoint["config"]) if own and asked == DataOptions() else asked.with_absolute_paths()
+    return DataOptions.of(checkpoint["config"]) if is_own and asked == DataOptions() else asked.with_absolute_paths()
 
 
 def notes_on_data(

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metrics.bootstrap import LEVEL, REPLICATES, bootstrap, interval, weighted_scores
+from metrics.bootstrap import LEVEL, NORMAL, REPLICATES, bootstrap, interval, weighted_scores
 from metrics.curves import threshold_curve
 from metrics.matching import Matches
 
 OVERALL = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 POWER = 0.8  # of `needed`: how often so many images would show the difference
-SIGNIFICANT, POWERFUL = 1.959964, 0.841621  # the normal quantiles of 97.5 % and of POWER
+SIGNIFICANT, POWERFUL = NORMAL.inv_cdf((1 + LEVEL) / 2), NORMAL.inv_cdf(POWER)
 
 
 @dataclass(frozen=True, kw_only=True)

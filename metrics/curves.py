@@ -71,10 +71,15 @@ def precision_by_recall(matches: Matches, *, iou: float) -> dict[str, np.ndarray
     for name in matches.classes:
         _, hits, positives = _hits(matches, name, iou)
         if positives:
-            precision = hits / np.arange(1, len(hits) + 1)
-            highest = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)
-            curves[name] = highest[np.searchsorted(hits / positives, RECALLS)]
+            curves[name] = precision_at_recalls(hits, positives)
     return curves
+
+
+def precision_at_recalls(hits: np.ndarray, positives: int) -> np.ndarray:
+    """(101,) from the true positives (N,) among so many detections of the highest scores; its mean is COCO's AP."""
+    precision = hits / np.arange(1, len(hits) + 1)
+    highest = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)
+    return highest[np.searchsorted(hits / positives, RECALLS)]
 
 
 def confusion(

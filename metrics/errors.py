@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from metrics.bootstrap import RECALLS
+from metrics.curves import precision_at_recalls
 from metrics.matching import MOST_DETECTIONS, iou_of
 
 FOREGROUND = 0.5  # IoU from which a detection finds an object: the paper's t_f
@@ -264,7 +264,4 @@ def _average_precision(true: np.ndarray, objects: int) -> float:
     """COCO's, of a class's detections by falling score; 1 where there is nothing to find."""
     if not objects:
         return 1.0
-    hits = np.cumsum(true)
-    precision = hits / np.arange(1, len(hits) + 1)
-    highest = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)
-    return float(highest[np.searchsorted(hits / objects, RECALLS)].mean())
+    return float(precision_at_recalls(np.cumsum(true), objects).mean())

@@ -57,14 +57,14 @@ def numbers(scores: metrics.Scores) -> dict[str, np.ndarray]:
 def unsampled(images: int, seed: int) -> dict[str, float]:
     """What a made-up data set scores; NaN for a class that it lacks."""
     matches = made_up(images, np.random.default_rng([images, seed]))
-    scores = metrics.weighted_scores(matches, [np.ones((1, images), dtype=np.int32)])
+    scores = metrics.unsampled_scores(matches)
     return {name: float(value[0]) for name, value in numbers(scores).items()}
 
 
 def trial(images: int, replicates: int, seed: int) -> dict[str, tuple[float, float, float]]:
     """Of each number what a made-up data set scores, and its interval; what the data set lacks is left out."""
     matches = made_up(images, np.random.default_rng([images, seed]))
-    found = numbers(metrics.weighted_scores(matches, [np.ones((1, images), dtype=np.int32)]))
+    found = numbers(metrics.unsampled_scores(matches))
     drawn = numbers(metrics.bootstrap(matches, replicates=replicates, seed=seed)[0])
     there = {name: float(value[0]) for name, value in found.items() if not np.isnan(value[0])}
     return {name: (value, *metrics.interval(drawn[name], value)) for name, value in there.items()}

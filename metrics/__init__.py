@@ -1,6 +1,6 @@
 """Numbers from detections and ground truth alone, both as COCO has them: no images, no model, no GPU."""
 
-from metrics.bootstrap import Scores, bootstrap, interval, intervals, weighted_scores
+from metrics.bootstrap import Scores, bootstrap, interval, intervals, unsampled_scores, weighted_scores
 from metrics.coco import NAMES, SCORERS, coco_ground_truth, coco_metrics, coco_results
 from metrics.comparison import OVERALL, POWER, Difference, Evaluated, Spread, difference, evaluated, needed, spread
 from metrics.curves import ThresholdCurve, confusion, precision_by_recall, threshold_curve
@@ -31,5 +31,6 @@ __all__ = [
     "precision_by_recall",
     "spread",
     "threshold_curve",
+    "unsampled_scores",
     "weighted_scores",
 ]

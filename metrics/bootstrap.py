@@ -103,7 +103,7 @@ def intervals(matches: Matches, *, replicates: int = REPLICATES, seed: int = 0) 
     Where there is no box of a size or class, there is no interval. `few_images` says what is in fewer than FEW_IMAGES,
     a class or a size of one (`small cat`), and in how many: there an interval holds less often.
     """
-    found = weighted_scores(matches, [np.ones((1, len(matches.image_ids)), dtype=np.int32)])
+    found = unsampled_scores(matches)
     drawn = bootstrap(matches, replicates=replicates, seed=seed)[0]
     estimates, values = found.per_class(), drawn.per_class()
     per_class = {name: _intervals(values[name], estimates[name]) for name in matches.classes}
@@ -149,8 +149,13 @@ def interval(values: np.ndarray, estimate: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def unsampled_scores(matches: Matches) -> Scores:
+    """One row: what the images score as they are, each once."""
+    return weighted_scores(matches, [np.ones((1, len(matches.image_ids)), dtype=np.int32)])
+
+
 def weighted_scores(matches: Matches, weights: Iterable[np.ndarray]) -> Scores:
-    """The scores of each row of `weights`, in blocks (rows, images) of int32; a row of ones is no resampling."""
+    """The scores of each row of `weights`, in blocks (rows, images) of int32."""
     classes = [_of_class(matches, index) for index in range(len(matches.classes))]
     blocks = []
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy works outside of Python's lock

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metrics.bootstrap import LEVEL, NORMAL, REPLICATES, bootstrap, interval, weighted_scores
+from metrics.bootstrap import LEVEL, NORMAL, REPLICATES, bootstrap, interval, unsampled_scores
 from metrics.curves import threshold_curve
 from metrics.matching import Matches
 
@@ -33,7 +33,7 @@ class Evaluated:
 
 def evaluated(matches: Matches, *, replicates: int = REPLICATES, seed: int = 0) -> Evaluated:
     """The scores, and those of resampled images: the same images for all runs that are given the same seed."""
-    whole = _by_name(weighted_scores(matches, [np.ones((1, len(matches.image_ids)), dtype=np.int32)]))
+    whole = _by_name(unsampled_scores(matches))
     drawn = _by_name(bootstrap(matches, replicates=replicates, seed=seed)[0])
     values = {name: float(value[0]) for name, value in whole.items() if not np.isnan(value[0])}
     errors, threshold = image_errors(matches)

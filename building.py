@@ -45,7 +45,7 @@ def build_model(
     """The detector with its starting weights (random until restored when not `fresh`), its architecture, and notes."""
     architecture = build_architecture(config, num_classes=len(classes) + 1)
     torch.manual_seed(engine.seed_of(config.seed))
-    model = detector.build(architecture)
+    model = detector.build(architecture, reference=config.reference)
     notes = load_starting_weights(model, architecture, config, classes, store) if fresh else []
     return model, architecture, notes
 
@@ -104,7 +104,12 @@ def optimization(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """The optimizer and its learning rate by step."""
     optimizer = engine.build_optimizer(
-        model, config.optimizer, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        model,
+        config.optimizer,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        reference=config.reference,
     )
 
     def factor(step: int) -> float:

@@ -75,7 +75,9 @@ class TrainConfig(DataOptions):
     clip_norm: Float = None
     """Clip the gradient to this norm. [off]"""
     amp: Literal["off", "bf16", "fp16"] = "off"
-    """Mixed precision."""
+    """Mixed precision: bf16 also on CPUs that have it (AVX-512 BF16, AMX), fp16 on GPUs."""
+    reference: bool = False
+    """Compute as torchvision's own modules do: none of the faster paths to the same results."""
     ema: Float = None
     """Score and keep the weights' exponential moving average, of this decay (0.999); raw ones go on training. [off]"""
     augmentation: Text = None
@@ -291,7 +293,7 @@ MAY_CHANGE = (
 # position in the data, or the scores that it has.
 MAY_BE_ALLOWED = (
     *("lr", "momentum", "weight_decay", "schedule", "milestones", "warmup_steps", "clip_norm", "amp", "augmentation"),
-    *("multi_scale", "roi_samples", "proposals", "seed", "evaluate_every"),
+    *("multi_scale", "roi_samples", "proposals", "seed", "evaluate_every", "reference"),
 )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
+ON_DEVICE = ("forward", "backward", "optimizer")  # parts of a step; the others are the loop's: tracking and data
 
 
 class NonFiniteLoss(RuntimeError):
@@ -40,8 +41,36 @@ class Step:
     learning_rate: float
     batches: int  # whose gradients it took
     images: int
-    seconds: float  # the whole step
-    data_seconds: float  # of these, waiting for the loader
+    seconds: float  # the whole step, with what the caller did since the step before
+    watch: "Stopwatch"  # `watch.parts()`: the seconds of its parts
+
+
+class Stopwatch:
+    """Takes the time of a step's parts; a GPU is asked for its own times, and waited for, only in `parts`."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._marks = [("", *self._now())]
+
+    def mark(self, part: str) -> None:
+        """What was done since the last mark is `part`."""
+        self._marks.append((part, *self._now()))
+
+    def parts(self) -> dict[str, float]:
+        """Seconds by part, in their order; those of a part that came several times are summed."""
+        seconds: dict[str, float] = {}
+        for (_, begun, first), (part, ended, last) in itertools.pairwise(self._marks):
+            if last is not None and part in ON_DEVICE:
+                last.synchronize()
+                begun, ended = 0.0, first.elapsed_time(last) / 1000
+            seconds[part] = seconds.get(part, 0.0) + ended - begun
+        return seconds
+
+    def _now(self) -> tuple[float, torch.cuda.Event | None]:
+        event = torch.cuda.Event(enable_timing=True) if self.device.type == "cuda" else None
+        if event is not None:
+            event.record(torch.cuda.current_stream(self.device))
+        return time.perf_counter(), event
 
 
 def seed_of(*numbers: int) -> int:
@@ -72,21 +101,30 @@ def train_steps(
     """
     model.train()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    started = time.perf_counter()
+    started, watch = time.perf_counter(), Stopwatch(device)
     for index, group in enumerate(_groups(batches, accumulate), start=steps_done + 1):
-        data_seconds = time.perf_counter() - started
+        watch.mark("data")
         optimizer.zero_grad(set_to_none=True)
-        losses_of_batches = []
+        rows = []
         for number, (images, targets) in enumerate(group):
             torch.manual_seed(seed_of(seed, index, number, 0))  # (seed, step, micro-batch, rank)
             with autocast(device, amp):
                 losses = model([to_float(image, device) for image in images], to_device(targets, device))
                 total = torch.stack(list(losses.values())).sum()
-            losses_of_batches.append(_finite_losses(losses, total, index, targets))
+            watch.mark("forward")
             scaler.scale(total / len(group)).backward()
-        values = {name: statistics.fmean(one[name] for one in losses_of_batches) for name in losses_of_batches[0]}
+            rows.append(torch.stack([total, *losses.values()]).detach().float())
+            watch.mark("backward")
         scaler.unscale_(optimizer)
-        norm = float(nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm))
+        norm = gradient_norm(parameters, clip_norm)
+        # The one time that a step waits for a GPU: no weight is touched before its losses are known to be numbers.
+        *numbers, norm = torch.cat([*rows, norm.float().reshape(1)]).tolist()
+        names = ["loss", *losses]
+        starts = range(0, len(numbers), len(names))
+        by_batch = [dict(zip(names, numbers[start : start + len(names)], strict=True)) for start in starts]
+        for values, (_, targets) in zip(by_batch, group, strict=True):
+            _require_finite(values, index, targets)
+        values = {name: statistics.fmean(one[name] for one in by_batch) for name in names}
         if not math.isfinite(norm) and not scaler.is_enabled():  # a scaler skips such a step and lowers its scale
             targets = [target for _, targets in group for target in targets]
             raise NonFiniteLoss(f"The gradient of step {index} is {norm}", step=index, losses=values, targets=targets)
@@ -97,18 +135,20 @@ def train_steps(
             schedule.step()
         if average is not None:
             average.update_parameters(model)
-        now = time.perf_counter()
-        yield Step(
+        watch.mark("optimizer")
+        step = Step(
             index=index,
             losses=values,
             gradient_norm=norm,
             learning_rate=learning_rate,
             batches=len(group),
             images=sum(len(images) for images, _ in group),
-            seconds=now - started,
-            data_seconds=data_seconds,
+            seconds=time.perf_counter() - started,
+            watch=watch,
         )
-        started = time.perf_counter()
+        started, watch = time.perf_counter(), Stopwatch(device)
+        yield step
+        watch.mark("tracking")
 
 
 def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -117,14 +157,18 @@ def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
         yield group
 
 
-def _finite_losses(losses: dict[str, Tensor], total: Tensor, index: int, targets: Sequence[dict]) -> dict[str, float]:
-    numbers = torch.stack([total, *losses.values()]).detach().float().tolist()  # one transfer for all
-    values = dict(zip(["loss", *losses], numbers, strict=True))
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
+def gradient_norm(parameters: Sequence[nn.Parameter], clip_norm: float | None) -> Tensor:
+    """The norm of all gradients as one vector, which are clipped to `clip_norm` if that is given."""
+    if clip_norm is not None:
+        return nn.utils.clip_grad_norm_(parameters, clip_norm)
+    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+def _require_finite(losses: dict[str, float], index: int, targets: Sequence[dict]) -> None:
+    bad = [name for name, value in losses.items() if not math.isfinite(value)]
     if bad:
-        message = f"Step {index}: {', '.join(f'{name} is {values[name]}' for name in bad)}"
-        raise NonFiniteLoss(message, step=index, losses=values, targets=targets)
-    return values
+        message = f"Step {index}: {', '.join(f'{name} is {losses[name]}' for name in bad)}"
+        raise NonFiniteLoss(message, step=index, losses=losses, targets=targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +244,14 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 
 def build_optimizer(
-    model: nn.Module, name: str, *, lr: float, momentum: float, weight_decay: float
+    model: nn.Module, name: str, *, lr: float, momentum: float, weight_decay: float, reference: bool = False
 ) -> torch.optim.Optimizer:
-    """SGD with momentum or AdamW over the parameters that train."""
+    """SGD with momentum or AdamW over the parameters that train; torch's plain kernels for `reference`."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kernels = {} if reference else {"fused": True}
     if name == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+        return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, **kernels)
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, **kernels)
 
 
 @torch.no_grad()
@@ -273,11 +318,6 @@ def choose_device(name: str) -> torch.device:
 
 def _devices() -> str:
     return ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
-
-
-def place(model: nn.Module, device: torch.device, amp: torch.dtype | None) -> nn.Module:
-    """Move a model to where it runs; mixed precision is faster in channels-last layout."""
-    return model.to(device, memory_format=torch.preserve_format if amp is None else torch.channels_last)
 
 
 def amp_dtype(name: str, device: torch.device) -> torch.dtype | None:

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import commandline
 import fetching
@@ -57,6 +57,10 @@ class EvaluateConfig(DataOptions):
     """Images at once. [as in training: padding makes scores depend on it in the last decimals]"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    amp: Annotated[Literal["off", "bf16", "fp16"] | None, commandline.Open] = None
+    """Mixed precision. [as in training]"""
+    reference: bool = False
+    """Compute as torchvision's own modules do: none of the faster paths to the same results."""
     workers: commandline.Int = None
     """Processes that load images. [cores, at most 4; 0 for generated data]"""
     scorer: Literal["faster-coco-eval", "pycocotools"] = scoring.SCORER

@@ -188,12 +188,14 @@ def usable(path: Path) -> Path:
     return path
 
 
-def load_detector(path: Path, *, model: str | None = None, classes: str | None = None) -> tuple[Any, dict[str, Any]]:
+def load_detector(
+    path: Path, *, model: str | None = None, classes: str | None = None, reference: bool = False
+) -> tuple[Any, dict[str, Any]]:
     """The model of a checkpoint with its weights, on the CPU, and the checkpoint's other content."""
     from models import checkpoint
 
     content = whole(checkpoint.load(path), path, model=model, classes=classes)
-    return build_as_said(content, path), content
+    return build_as_said(content, path, reference=reference), content
 
 
 def whole(
@@ -213,12 +215,12 @@ def whole(
     return adopted
 
 
-def build_as_said(content: dict[str, Any], path: Path) -> Any:
+def build_as_said(content: dict[str, Any], path: Path, *, reference: bool = False) -> Any:
     """The model of the architecture that a checkpoint names, with its weights; CheckpointError where they differ."""
     from models import detector
 
     try:
-        model = detector.build(content["architecture"])
+        model = detector.build(content["architecture"], reference=reference)
         model.load_state_dict(content["model_state_dict"])
     except detector.ModelError as error:
         run = f" of run {content['run_id']}" if content.get("run_id") else ""

@@ -49,6 +49,10 @@ class InferConfig:
     """Images at once."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """Mixed precision: bf16 also on CPUs that have it (AVX-512 BF16, AMX), fp16 on GPUs."""
+    reference: bool = False
+    """Compute as torchvision's own modules do: none of the faster paths to the same results."""
 
     def __post_init__(self):
         if not self.sources:
@@ -80,9 +84,12 @@ def start(config: InferConfig) -> tuple[list[str], Iterator[dict[str, Any]]]:
         contextlib.nullcontext() if config.output is None else Drawings(config.output, files, config.frame_stride)
     )
     device = engine.choose_device(config.device)
+    amp = engine.amp_dtype(config.amp, device)
     store = fetching.store_of(config.run) if config.run else None
     with fetching.checkpoint_file(store, config) as path:
-        model, checkpoint = fetching.load_detector(path, model=config.model, classes=config.classes)
+        model, checkpoint = fetching.load_detector(
+            path, model=config.model, classes=config.classes, reference=config.reference
+        )
     where = f" ({config.checkpoint})" if config.checkpoint else ""
     say(f"detecting with {workspace.introduce(checkpoint)}{where}")
     least = checkpoint["architecture"]["kwargs"].get("score_threshold", 0)
@@ -90,15 +97,15 @@ def start(config: InferConfig) -> tuple[list[str], Iterator[dict[str, Any]]]:
         say(f"note: nothing below {least} is found: the model drops it itself (its --score-threshold in training)")
     pictures = Pictures(files, config.frame_stride)
     model.to(device)
-    return checkpoint["classes"], results(config, model, checkpoint["classes"], pictures, drawings, device)
+    return checkpoint["classes"], results(config, model, checkpoint["classes"], pictures, drawings, device, amp)
 
 
 def results(
-    config: InferConfig, model: Any, classes: Sequence[str], pictures: Any, drawings: Any, device: Any
+    config: InferConfig, model: Any, classes: Sequence[str], pictures: Any, drawings: Any, device: Any, amp: Any
 ) -> Iterator[dict[str, Any]]:
     """The results of `main`, drawn too when asked."""
     with Progress("infer", pictures.total, unit="images") as progress, drawings:
-        for picture, found in detected(model, pictures, config.batch_size, device):
+        for picture, found in detected(model, pictures, config.batch_size, device, amp):
             progress.expect(pictures.total)
             progress.step()
             if picture.error is not None:
@@ -120,7 +127,7 @@ def results(
             yield {"image": str(picture.file), **place, "width": width, "height": height, "detections": rows}
 
 
-def detected(model: Any, pictures: Iterable[Any], batch_size: int, device: Any) -> Iterator[tuple[Any, Any]]:
+def detected(model: Any, pictures: Iterable[Any], batch_size: int, device: Any, amp: Any) -> Iterator[tuple[Any, Any]]:
     """Each picture with what is found in it, in order; those with an error leave the others of their batch alone."""
     import torch
 
@@ -131,7 +138,7 @@ def detected(model: Any, pictures: Iterable[Any], batch_size: int, device: Any) 
         good = [picture for picture in batch if picture.error is None]
         tensors = [torch.from_numpy(picture.pixels).permute(2, 0, 1) for picture in good]
         targets = [{"image_id": number} for number in range(len(good))]
-        found = iter(list(engine.predict(model, [(tensors, targets)] if good else [], device=device)))
+        found = iter(list(engine.predict(model, [(tensors, targets)] if good else [], device=device, amp=amp)))
         for picture in batch:
             yield picture, next(found) if picture.error is None else None
 

@@ -101,7 +101,7 @@ def prepare(start: Start) -> Job:
     code = environment.code_state(workspace.ROOT)
     model, architecture, notes = build_model(config, data.classes, store, fresh=run_id is None and file is None)
     amp = engine.amp_dtype(config.amp, device)
-    engine.place(model, device, amp)
+    model.to(device)
     average = None if config.ema is None else engine.averaged(model, config.ema)
     order = EpochBatches(data.records("train"), batch_size=config.batch_size, seed=config.seed)
     plan = make_plan(config, batches_per_epoch=len(order.batches(0)))

@@ -161,8 +161,8 @@ def step_metrics(step: "Step", epoch: int) -> dict[str, float]:
         "train/lr": step.learning_rate,
         "train/grad_norm": step.gradient_norm,
         "train/images_per_second": step.images / step.seconds,
-        "train/data_seconds": step.data_seconds,
         "epoch": float(epoch),
+        **{f"train/{part}_seconds": seconds for part, seconds in step.watch.parts().items()},
     }
 
 

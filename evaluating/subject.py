@@ -41,7 +41,9 @@ class Scene:
 
 def read_subject(path: Path, config: Any) -> Subject:
     """The checkpoint of a local file."""
-    model, checkpoint = fetching.load_detector(path, model=config.model, classes=config.classes)
+    model, checkpoint = fetching.load_detector(
+        path, model=config.model, classes=config.classes, reference=config.reference
+    )
     entry = record.inspect(path).entry
     # The evaluation of a weights-only file is one of the checkpoint that it was taken from.
     sha256 = entry.get("weights_of") or entry.get("sha256") or record.file_sha256(path)
@@ -73,10 +75,10 @@ def scored_as_in_training(subject: Subject, scene: Scene, config: Any) -> scorin
 
     settings = subject.checkpoint.get("evaluation") or {}
     device = engine.choose_device(config.device)
-    amp = engine.amp_dtype(scoring.precision_as_in(settings, device.type), device)
+    amp = engine.amp_dtype(config.amp or scoring.precision_as_in(settings, device.type), device)
     with engine.cpu_threads(scoring.threads_as_in(settings)):
         return scoring.score(
-            engine.place(subject.model, device, amp),
+            subject.model.to(device),
             scene.records,
             subject.checkpoint["classes"],
             batch_size=config.batch_size or settings.get("batch_size") or 4,

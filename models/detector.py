@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection import FasterRCNN
@@ -26,6 +27,7 @@ from models.backbones import (
     timm_normalization,
     timm_pyramid,
 )
+from models.convolutions import install_fast_convolutions
 from models.precision import keep_boxes_in_full_precision
 from models.registry import Builder, find, known_models, naming_the_recipe, register, variant
 from models.roi_align import fix_pooling_scales, install_fast_roi_align
@@ -65,11 +67,11 @@ def resolve_architecture(name: str, *, num_classes: int, **options: Any) -> dict
         raise ModelError(f"{name}: options must be numbers, strings, lists, booleans or None ({error})") from error
 
 
-def build(architecture: dict, *, fast_roi_align: bool = True) -> FasterRCNN:
+def build(architecture: dict, *, reference: bool = False) -> FasterRCNN:
     """The model of an architecture, with random weights drawn from the global generator; nothing is downloaded.
 
-    Its samplers draw by `sample_seed` where targets have it, and its boxes are float32 under autocast.
-    fast_roi_align changes the speed on a CPU, not the model.
+    Its samplers draw by `sample_seed` where targets have it, and its boxes are float32 under autocast. `reference`
+    leaves out what only makes it faster: torchvision's own RoIAlign, convolutions, norms and memory layout.
     """
     if not isinstance(architecture, dict) or set(architecture) != {"builder", "kwargs"}:
         raise ModelError(f"An architecture has the keys 'builder' and 'kwargs', and no others: {architecture!r}")
@@ -83,8 +85,10 @@ def build(architecture: dict, *, fast_roi_align: bool = True) -> FasterRCNN:
         change(model)
     keep_boxes_in_full_precision(model)
     install_seeded_samplers(model)
-    if fast_roi_align:
+    if not reference:
         install_fast_roi_align(model)
+        install_fast_convolutions(model)
+        model.to(memory_format=torch.channels_last)
     return model
 
 

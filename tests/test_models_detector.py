@@ -14,6 +14,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from models import registry
+from models.convolutions import FastConv2d, FoldedNorm2d
 from models.detector import ModelError, build, known_models, register, resolve_architecture
 from models.roi_align import BagMultiScaleRoIAlign
 
@@ -54,7 +55,8 @@ def test_keys_and_shapes_are_torchvisions(name):
 
 def test_frozen_norms_are_those_of_torchvisions_trained_builder():
     body = detection.backbone_utils.resnet_fpn_backbone(backbone_name="resnet50", weights=None).body
-    ours = on_meta(V1).backbone.body
+    with torch.device("meta"):
+        ours = build(resolve_architecture(V1, num_classes=5), reference=True).backbone.body
     assert list(ours.state_dict()) == list(body.state_dict())
     assert {type(m) for m in ours.modules()} == {type(m) for m in body.modules()}
     assert {m.eps for m in ours.modules() if isinstance(m, FrozenBatchNorm2d)} == {0.0}
@@ -254,13 +256,17 @@ def test_same_seed_same_weights():
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_fast_roi_align_can_be_left_out():
+def test_reference_is_torchvisions_own_code_with_the_same_results():
     architecture = resolve_architecture(MOBILE_320, num_classes=3, **SMALL)
-    slow = build(architecture, fast_roi_align=False).eval()
+    slow = build(architecture, reference=True).eval()
     fast = build(architecture).eval()
     fast.load_state_dict(slow.state_dict())
     assert type(slow.roi_heads.box_roi_pool) is MultiScaleRoIAlign
     assert type(fast.roi_heads.box_roi_pool) is BagMultiScaleRoIAlign
+    assert {type(module) for module in slow.backbone.modules()}.isdisjoint({FastConv2d, FoldedNorm2d})
+    convolution = "backbone.fpn.layer_blocks.0.0"
+    layouts = [model.get_submodule(convolution).weight.stride()[1] for model in (slow, fast)]
+    assert layouts == [9, 1]  # channels last
     image = torch.rand(3, 80, 100)
     slow.roi_heads.score_thresh = fast.roi_heads.score_thresh = 0.0
     with torch.no_grad():

@@ -10,7 +10,8 @@ from models.checkpoint import load
 from models.record import inspect
 from tests.conftest import equal
 
-TIMINGS = ("system/", "train/images_per_second", "train/data_seconds")
+PARTS = ("tracking", "data", "forward", "backward", "optimizer")
+TIMINGS = ("system/", "train/images_per_second", *(f"train/{part}_seconds" for part in PARTS))
 IDENTITY = ("run_id", "tracking_uri", "config")  # where and under which name it ran, which flags asked for it
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection import FasterRCNN
 
+from models import detector
 from models.backbones import freeze_stages, frozen_norms
 
 SIZES = {"fasterrcnn_resnet50_fpn": (800, 1066), "fasterrcnn_mobilenet_v3_large_320_fpn": (320, 426)}
@@ -30,6 +31,12 @@ def model(name: str, num_classes: int = 91, **options: Any) -> FasterRCNN:
     frozen_norms(built.backbone.body, NORM_EPS)
     freeze_stages(built.backbone.body, TRAINABLE_LAYERS)
     return built
+
+
+def ours(name: str, *, reference: bool) -> FasterRCNN:
+    """The same model as the product builds it, with other weights."""
+    options = {"trainable_layers": TRAINABLE_LAYERS, "norm": "frozen", "norm_eps": NORM_EPS}
+    return detector.build(detector.resolve_architecture(name, num_classes=91, **options), reference=reference)
 
 
 def batch(name: str, images: int, *, boxes: int = 8, num_classes: int = 91) -> tuple[list[Tensor], list[dict]]:

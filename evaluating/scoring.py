@@ -9,7 +9,7 @@ from typing import Any
 
 from progress import Progress, say
 
-SCORER = "faster-coco-eval"
+SCORER = "numpy"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from metrics.coco import NAMES
 from metrics.matching import AREAS, IOU_THRESHOLDS, MOST_DETECTIONS, Matches
 from progress import Progress
 
+# The order of pycocotools' `stats`.
+NAMES = (
+    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
+    *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
+)
 RECALLS = np.linspace(0, 1, 101)  # where COCO looks at the precision
 LEVEL = 0.95
 REPLICATES = 1000

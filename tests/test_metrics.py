@@ -6,6 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -81,9 +83,12 @@ def test_what_has_no_ground_truth_is_left_out():
     assert list(scores["per_class"]) == ["dog"]
 
 
-def test_no_ground_truth_at_all_has_no_scores():
-    for detections in ([], [found(1, [A], [1], [0.9])]):
-        assert score([image(1)], detections) == {"metrics": {}, "per_class": {}}
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_no_ground_truth_at_all_has_no_scores(scorer):
+    results = coco_results([found(1, [A], [1], [0.9])])
+    for records, classes, detections in [([image(1)], ("cat",), []), ([image(1)], ("cat",), results), ([], (), [])]:
+        truth = coco_ground_truth(records, classes)
+        assert coco_metrics(truth, detections, scorer=scorer) == {"metrics": {}, "per_class": {}}
 
 
 def test_the_annotated_area_decides_the_size_not_the_box():
@@ -105,6 +110,23 @@ def test_at_most_a_hundred_detections_an_image_count():
     boxes = [[300, 300, 310, 310]] * 100 + [A]
     scores = score([image(1, [A], [1])], [found(1, boxes, [1] * 101, [*np.linspace(0.9, 0.5, 100), 0.1])])
     assert scores["metrics"]["AP"] == 0
+
+
+@pytest.mark.parametrize(("before", "recalls"), [(0, (1, 1, 1)), (1, (0, 1, 1)), (9, (0, 1, 1)), (10, (0, 0, 1))])
+def test_recall_is_that_of_the_best_1_10_and_100_detections(before, recalls):
+    detections = found(1, [*[ELSEWHERE] * before, A], [1] * (before + 1), [*[0.9] * before, 0.1])
+    scores = score([image(1, [A], [1])], [detections])["metrics"]
+    assert tuple(scores[name] for name in ("AR_1", "AR_10", "AR_100")) == recalls
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_of_two_boxes_as_near_the_last_is_found(scorer):
+    """So a second detection finds a box where it is on the first one."""
+    halves, both = [[0, 0, 50, 100], [50, 0, 100, 100]], [0, 0, 100, 100]
+    truth = coco_ground_truth([image(1, halves, [1, 1])], ("cat",))
+    for half, ap50 in zip(halves, (1, 51 / 101), strict=True):
+        results = coco_results([found(1, [both, half], [1, 1], [0.9, 0.8])])
+        assert coco_metrics(truth, results, scorer=scorer)["metrics"]["AP50"] == pytest.approx(ap50)
 
 
 def pycocotools_alone(truth, results, folder, category_ids=None):
@@ -161,6 +183,27 @@ def test_scores_equal_pycocotools_on_real_boxes(name, tmp_path):
     assert_equal_to_pycocotools(truth, coco_results(detections), tmp_path, SCORERS[0])
 
 
+# Coarse, so that boxes coincide, overlap by the thresholds, have equal scores and the very areas that divide sizes.
+boxes = st.tuples(*(st.integers(0, 4).map(lambda n: 8.0 * n),) * 2, *(st.sampled_from((0.0, 16.0, 32.0, 96.0)),) * 2)
+there = {"category_id": st.integers(1, 4), "bbox": boxes.map(list)}  # no category is 4
+annotations = st.fixed_dictionaries(
+    there
+    | {"image_id": st.integers(1, 4)}  # no image is 4
+    | {"area": st.sampled_from((0.0, 32.0**2, 2000.0, 96.0**2, 1e11)), "iscrowd": st.sampled_from((0, 0, 0, 1))}
+)
+results = st.fixed_dictionaries(there | {"image_id": st.integers(1, 3), "score": st.integers(-1, 4).map(float)})
+
+
+@given(st.lists(annotations, max_size=30), st.lists(results, max_size=60))
+def test_any_boxes_and_detections_score_what_pycocotools_says(annotations, results):
+    truth = coco_ground_truth([image(3), image(1), image(2)], ("cat", "dog", "owl"))
+    truth["annotations"] = [each | {"id": number} for number, each in enumerate(annotations)]
+    ours, theirs = (coco_metrics(truth, results, scorer=scorer) for scorer in SCORERS)
+    assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=1e-12)
+    expected = {name: pytest.approx(values, abs=1e-12) for name, values in theirs["per_class"].items()}
+    assert ours["per_class"] == expected
+
+
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_an_annotation_whose_id_is_0_counts_as_any_other(scorer):
     """pycocotools alone takes a match with it for none."""
@@ -194,12 +237,13 @@ def test_ground_truth_and_results_are_as_coco_has_them():
     json.dumps([truth, results])
 
 
-def test_what_is_given_is_left_as_it_was(capfd):
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_what_is_given_is_left_as_it_was(scorer, capfd):
     """pycocotools writes ids, areas and polygons into its arguments; the results are logged after scoring."""
     records, detections = random_case(0)
     truth, results = coco_ground_truth(records, ("cat", "dog", "owl")), coco_results(detections)
     before = json.dumps([truth, results])
-    first = coco_metrics(truth, results)
+    first = coco_metrics(truth, results, scorer=scorer)
     assert json.dumps([truth, results]) == before
-    assert coco_metrics(truth, results) == first
+    assert coco_metrics(truth, results, scorer=scorer) == first
     assert capfd.readouterr().out == ""

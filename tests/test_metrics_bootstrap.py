@@ -31,7 +31,7 @@ def case(seed):
 
 
 def assert_equal(scores, row, expected):
-    """Row of `scores` is what coco_metrics says; NaN is what it leaves out."""
+    """Row of `scores` is what pycocotools says; NaN is what it leaves out."""
     numbers = {name: value[row] for name, value in scores.metrics().items()}
     assert {name: value for name, value in numbers.items() if not np.isnan(value)} == pytest.approx(
         expected["metrics"], abs=1e-12
@@ -51,7 +51,7 @@ def test_the_images_as_they_are_score_what_coco_says(seed):
     records, detections = random_case(seed)
     truth, results = coco_ground_truth(records, CLASSES), coco_results(detections)
     ones = np.ones((1, len(records)), dtype=np.int32)
-    assert_equal(weighted_scores(match(truth, results), [ones]), 0, coco_metrics(truth, results))
+    assert_equal(weighted_scores(match(truth, results), [ones]), 0, coco_metrics(truth, results, scorer="pycocotools"))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -67,7 +67,8 @@ def test_a_replicate_scores_what_coco_says_of_the_images_that_were_drawn(seed):
             for objects in (truth["annotations"], results)
         ]
         images = [{"id": new, "width": 640, "height": 480} for new in range(len(drawn))]
-        assert_equal(scores, row, coco_metrics(truth | {"images": images, "annotations": copies[0]}, copies[1]))
+        there = truth | {"images": images, "annotations": copies[0]}
+        assert_equal(scores, row, coco_metrics(there, copies[1], scorer="pycocotools"))
 
 
 def test_every_replicate_draws_as_many_images_and_the_seed_decides_which():

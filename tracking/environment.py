@@ -27,7 +27,7 @@ VARIABLES = (
     "TORCH_HOME",
     "SLURM_JOB_ID",
 )
-DECISIVE = ("torch", "torchvision", "numpy", "albumentations", "opencv-python-headless", "timm", "faster-coco-eval")
+DECISIVE = ("torch", "torchvision", "numpy", "albumentations", "opencv-python-headless", "timm")
 
 
 def code_state(root: Path) -> dict:

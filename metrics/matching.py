@@ -14,7 +14,7 @@ import numpy as np
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # in pixels
 MOST_DETECTIONS = 100  # of a class in an image: those of the highest scores
-PAIRS_AT_ONCE = 1_000_000  # of boxes and detections: some 200 MB
+PAIRS_AT_ONCE = 100_000  # of boxes and detections: some 20 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,8 @@ def match(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]])
     box_image, box_class = np.divmod(boxes.group, max(1, len(category_ids)))
     image, label = np.divmod(detections.group, max(1, len(category_ids)))
     order = np.lexsort((-score, label))
+    for each in (*found, *ignored):  # of a size: all at once would take twice the memory
+        each[:] = each[:, order]
     return Matches(
         image_ids=tuple(image_ids),
         classes=tuple(names[each] for each in category_ids),
@@ -91,8 +93,8 @@ def match(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]])
         label=label[order],
         score=score[order],
         rank=rank[order],
-        found=found[:, :, order],
-        ignored=ignored[:, :, order],
+        found=found,
+        ignored=ignored,
     )
 
 

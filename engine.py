@@ -320,6 +320,16 @@ def _devices() -> str:
     return ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
 
 
+def emulates(amp: torch.dtype | None, device: torch.device) -> bool:
+    """Whether the device computes in `amp` without instructions for it, which is slower than in float32."""
+    if amp != torch.bfloat16:
+        return False
+    if device.type == "cuda":
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+    has = torch.cpu.get_capabilities()
+    return has["architecture"] == "x86_64" and not (has["avx512_bf16"] or has["amx_bf16"])
+
+
 def amp_dtype(name: str, device: torch.device) -> torch.dtype | None:
     """`off`, `bf16` or `fp16` as a dtype; fp16 needs a GPU, where its gradients can be scaled."""
     if name == "fp16" and device.type == "cpu":

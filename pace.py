@@ -1,6 +1,7 @@
 """How long a run has taken and will still take, from the steps and validations of this process."""
 
 import time
+from collections.abc import Mapping
 
 
 class Pace:
@@ -57,3 +58,23 @@ class Pace:
 
     def _epochs(self, steps: int) -> int:
         return -(-steps // self.steps_per_epoch)
+
+
+class Shares:
+    """Of the time of some steps, what each of their parts takes."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def add(self, parts: Mapping[str, float]) -> None:
+        """The seconds by part of one more step."""
+        for part, seconds in parts.items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+    def of(self, part: str) -> float:
+        """In 0..1; 0 where nothing was added."""
+        return self.seconds.get(part, 0.0) / (sum(self.seconds.values()) or 1.0)
+
+    def __str__(self) -> str:
+        largest_first = sorted(self.seconds, key=self.of, reverse=True)
+        return ", ".join(f"{part} {self.of(part):.0%}" for part in largest_first)

@@ -101,6 +101,8 @@ def prepare(start: Start) -> Job:
     code = environment.code_state(workspace.ROOT)
     model, architecture, notes = build_model(config, data.classes, store, fresh=run_id is None and file is None)
     amp = engine.amp_dtype(config.amp, device)
+    if engine.emulates(amp, device):
+        notes.append(f"note: this {device.type} has no instructions for --amp {config.amp}: it will be slower than off")
     model.to(device)
     average = None if config.ema is None else engine.averaged(model, config.ema)
     order = EpochBatches(data.records("train"), batch_size=config.batch_size, seed=config.seed)

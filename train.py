@@ -14,6 +14,7 @@ import config as options
 import fetching
 import workspace
 from config import TrainConfig
+from pace import Shares
 from progress import Progress, say
 from tracking.connection import store_uri
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from prepare import Job
     from resuming import Start
 
+WAITING = 0.2  # the share of the steps' time from which on the wait for data is worth a word
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
 
 
@@ -97,19 +99,22 @@ def train(config: TrainConfig) -> str:
                 average=job.average,
             )
             title = f"epoch {epoch} ({epoch + 1} of {config.epochs})"
-            done = position.batches_done // config.accumulate
+            done, shares = position.batches_done // config.accumulate, Shares()
             with Progress(title, plan.steps_per_epoch, done=done, unit="steps") as progress:
                 for step in steps:
                     position.step, position.metrics = step.index, {}
                     position.batches_done += step.batches
                     run.at(epoch=position.epoch, step=step.index)
                     if step.index % plan.log_every == 0:
-                        run.log_step(step_metrics(step, epoch), step.index)
+                        parts = step.watch.parts()
+                        shares.add(parts)
+                        run.log_step(step_metrics(step, parts, epoch), step.index)
                     progress.step(loss=f"{step.losses['loss']:.3f}", images_per_s=f"{step.images / step.seconds:.1f}")
                     if stop.asked or step.index == plan.last_step:
                         break
                     if recovery.due(step.index):
                         run.saver.save_last(snapshot(job), share=True)
+            say_shares(shares, config.workers)
             if position.batches_done == plan.batches_per_epoch:
                 position.epoch, position.batches_done = epoch, 0
             # Before the validation, which may take longer than we have.
@@ -155,14 +160,14 @@ def died_before_logging(run: "LiveRun", job: "Job") -> bool:
     return job.resumed and at_end and not run.saver.has_checkpoint(position.name)
 
 
-def step_metrics(step: "Step", epoch: int) -> dict[str, float]:
+def step_metrics(step: "Step", parts: dict[str, float], epoch: int) -> dict[str, float]:
     """One step under the keys it has in MLflow."""
     return {f"train/{name}": value for name, value in step.losses.items()} | {
         "train/lr": step.learning_rate,
         "train/grad_norm": step.gradient_norm,
         "train/images_per_second": step.images / step.seconds,
         "epoch": float(epoch),
-        **{f"train/{part}_seconds": seconds for part, seconds in step.watch.parts().items()},
+        **{f"train/{part}_seconds": seconds for part, seconds in parts.items()},
     }
 
 
@@ -291,6 +296,13 @@ def say_where(job: "Job", pages: dict[str, str]) -> None:
     if "command" in pages:
         say(f"  watch it: {pages['command']}")
     say(f"  run: {pages['run']}\n  checkpoints: {pages['models']}\n  charts: {pages['experiment']}")
+
+
+def say_shares(shares: Shares, workers: int) -> None:
+    """Where the time of an epoch's steps went, and what to do where they waited for images."""
+    more = f": more --workers ({workers}) may help" if shares.of("data") > WAITING else ""
+    if shares.seconds:
+        say(f"  of the steps' time: {shares}{more}")
 
 
 def say_result(job: "Job") -> None:

@@ -2,12 +2,12 @@
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ SIDE = {"cpu": 4096, "cuda": 16384}  # of the matrices whose product tells the m
 def measure(ways: Mapping[str, Way], *, repeats: int, warm_up: int = 2) -> tuple[Taken, dict[str, Any]]:
     """By way {seconds, MiB, result} of each repeat, without those of the warm-up, and the result of the very first.
 
-    MiB is the most memory until then: on a GPU its own, else by how much it rose since all was prepared.
+    MiB is the most memory until then: a GPU's own, or the process' resident memory since all was prepared.
     """
     processes = multiprocessing.get_context("spawn")
     ends: dict[str, Connection] = {}
@@ -50,7 +50,7 @@ def measure(ways: Mapping[str, Way], *, repeats: int, warm_up: int = 2) -> tuple
 
 def _answer(way: Way, end: Connection) -> None:
     run = way()
-    prepared = _most_memory()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident memory begins anew
     end.send("ready")
     while end.recv() == "go":
         started = time.perf_counter()
@@ -58,13 +58,14 @@ def _answer(way: Way, end: Connection) -> None:
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
-        end.send({"seconds": seconds, "MiB": _most_memory() - prepared, "result": result})
+        end.send({"seconds": seconds, "MiB": _most_memory(), "result": result})
 
 
 def _most_memory() -> float:
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1024
 
 
 def against_plain(

@@ -42,7 +42,8 @@ def score(
     import metrics
     from data.dataset import DetectionDataset, eval_loader
 
-    loader = eval_loader(DetectionDataset(records, drop_crowd=False), batch_size=batch_size, workers=workers)
+    dataset, pin_memory = DetectionDataset(records, drop_crowd=False), device.type == "cuda"
+    loader = eval_loader(dataset, batch_size=batch_size, workers=workers, pin_memory=pin_memory)
     detections, forward, ends = [], [], [time.perf_counter()]
     with Progress(title, len(records), unit="images") as progress:
         for found in engine.predict(model, loader, device=device, amp=amp, seconds=forward):

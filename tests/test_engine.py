@@ -378,3 +378,20 @@ def test_loaded_optimizer_state_lies_as_its_parameters_do():
         return layer.weight.detach()
 
     assert torch.equal(trained(reload=False), trained(reload=True))
+
+
+def test_a_precision_without_instructions_for_it_is_told(monkeypatch):
+    lacks = torch.cpu.get_capabilities() | {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: lacks)
+    assert engine.emulates(torch.bfloat16, CPU)
+    assert not engine.emulates(None, CPU)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: lacks | {"avx512_bf16": True})
+    assert not engine.emulates(torch.bfloat16, CPU)
+
+
+def test_a_watch_sums_the_parts_of_several_batches_and_names_no_others():
+    steps = list(Training().steps([batch(1), batch(2), batch(3)], accumulate=2))
+    assert [list(step.watch.parts()) for step in steps] == [
+        ["data", "forward", "backward", "optimizer"],
+        ["tracking", "data", "forward", "backward", "optimizer"],
+    ]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pace import Pace
+from pace import Pace, Shares
 
 
 @pytest.fixture
@@ -55,3 +55,12 @@ def test_a_resumed_run_and_one_that_max_steps_cuts_short(clock):
     pace.pause()
     assert pace.seconds_left == 0
     assert pace.seconds == 1011
+
+
+def test_shares_are_of_the_sum_of_all_steps_the_largest_first():
+    shares = Shares()
+    assert (shares.of("data"), str(shares)) == (0.0, "")
+    shares.add({"data": 1.0, "forward": 2.0, "backward": 3.0})
+    shares.add({"tracking": 1.0, "data": 0.0, "forward": 1.0, "backward": 2.0})
+    assert (shares.of("data"), shares.of("backward"), shares.of("optimizer")) == (0.1, 0.5, 0.0)
+    assert str(shares) == "backward 50%, forward 30%, data 10%, tracking 10%"

@@ -40,7 +40,7 @@ def ours(name: str, *, reference: bool) -> FasterRCNN:
 
 
 def batch(name: str, images: int, *, boxes: int = 8, num_classes: int = 91) -> tuple[list[Tensor], list[dict]]:
-    """Noise of the size that the model computes in, as uint8, and boxes anywhere."""
+    """Noise of the size that the model computes in, as uint8 images, and boxes anywhere."""
     height, width = SIZES[name]
     random = torch.Generator().manual_seed(0)
     pixels = [torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=random) for _ in range(images)]
@@ -61,10 +61,10 @@ def sgd(network: nn.Module) -> torch.optim.Optimizer:
 
 
 def training_step(network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> Callable:
-    """One step of torchvision's references: losses by name."""
+    """One step of torchvision's references, on images in 0..1: losses by name."""
 
     def step(images: list[Tensor], targets: list[dict]) -> dict[str, float]:
-        images = [image.to(device).float() / 255 for image in images]
+        images = [image.to(device) for image in images]
         targets = [
             {key: value.to(device) if isinstance(value, Tensor) else value for key, value in target.items()}
             for target in targets

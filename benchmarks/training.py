@@ -23,12 +23,13 @@ Losses = dict[str, float]
 def plain_loop(model: str, images: int, device: str) -> Callable[[], Losses]:
     network = plain.model(model).to(device).train()
     step = plain.training_step(network, plain.sgd(network), torch.device(device))
-    batch = plain.batch(model, images)
+    pixels, targets = plain.batch(model, images)
+    floats = [image.float() / 255 for image in pixels]  # as its loader would give them
     seeds = itertools.count(1)
 
     def run() -> Losses:
         torch.manual_seed(engine.seed_of(0, next(seeds), 0, 0))  # as ours: the same proposals are sampled
-        return step(*batch)
+        return step(floats, targets)
 
     return run
 

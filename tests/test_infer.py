@@ -77,6 +77,19 @@ def test_what_fails_in_a_batch_changes_nothing_for_the_others(run_here, coco_fol
             assert box["box"] == pytest.approx(same["box"], abs=0.02)
 
 
+def test_other_ways_to_compute_find_the_same_but_for_rounding(run_here, coco_folder):
+    usual, plain, half = (
+        [one["detections"] for one in lines(run_here("infer.py", coco_folder / "val", *ALL, *options))]
+        for options in ([], ["--reference"], ["--amp", "bf16"])
+    )
+    for one, same, near in zip(usual, plain, half, strict=True):
+        assert [each["label"] for each in one] == [each["label"] for each in same]
+        for each, other in zip(one, same, strict=True):
+            assert each["box"] == pytest.approx(other["box"], abs=0.1)
+        assert near[0]["score"] == pytest.approx(one[0]["score"], abs=0.1)
+    assert usual != half
+
+
 def test_boxes_are_in_the_image_as_it_is_displayed(run_here, image, tmp_path):
     """Lying in the file, upright by its EXIF orientation: nothing differs from the upright file."""
     exif = Image.Exif()

@@ -137,3 +137,18 @@ def test_a_file_that_is_no_pipeline_is_one_message(home, small, pipeline, conten
     with pytest.raises(DataError, match=word):
         train.main(replace(small, augmentation=str(pipeline)))
     assert open_store().newest_runs(1) == []
+
+
+def test_reference_computes_the_same_by_torchvisions_own_modules(home, small, undisturbed):
+    run_id = train.main(replace(small, reference=True))
+    store, usual = open_store(), undisturbed()
+    assert store.client.get_run(run_id).data.params["reference"] == "True"
+    plain, fast = history(store, run_id, "train/loss")[:2], history(usual.store, usual.run_id, "train/loss")[:2]
+    assert [value for _, value in plain] == pytest.approx([value for _, value in fast], rel=1e-3)
+    assert not equal(last_checkpoint(run_id)["model_state_dict"], usual.last["model_state_dict"])  # rounded otherwise
+    scored = [
+        evaluate.main(EvaluateConfig(run=run_id, which="last", no_log=True, replicates=0, **options))["metrics"]["AP"]
+        for options in ({"reference": True}, {}, {"amp": "bf16"})
+    ]
+    assert scored[0] == history(store, run_id, "val/AP")[-1][1]
+    assert scored == pytest.approx([scored[0]] * 3, abs=0.02)

@@ -1,6 +1,7 @@
 """The scripts as a user runs them: subprocesses, real files, a real store."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -18,14 +19,34 @@ from tests.conftest import ROOT, SMALL, Trained, copy_of_repository, script_runn
 from tracking.store import open_store
 
 
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory, empty_database) -> Path:
+    folder = copy_of_repository(tmp_path_factory.mktemp("scripts") / "repository")
+    shutil.copy(empty_database, folder / "mlflow.db")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def process(repository, coco_folder) -> subprocess.CompletedProcess:
+    """Two epochs of train.py, as a user runs it."""
+    line = ("train.py", "--data", coco_folder, *SMALL, "--epochs", "2", "--run-name", "small")
+    process = script_runner(repository)(*line, cwd=coco_folder)
+    assert process.returncode == 0, process.stderr
+    return process
+
+
+@pytest.fixture(scope="module")
+def trained(repository, process) -> Trained:
+    return Trained(repository, process.stdout.strip())
+
+
 def stored(trained: Trained):
     return open_store(trained.folder, f"sqlite:///{trained.folder}/mlflow.db")
 
 
-def test_train_prints_the_run_id_and_nothing_else(trained):
-    assert len(trained.run_id) == 32
-    assert trained.process.stdout == trained.run_id + "\n"
-    assert "Traceback" not in trained.process.stderr
+def test_train_prints_the_run_id_and_nothing_else(process):
+    assert re.fullmatch(r"[0-9a-f]{32}\n", process.stdout)
+    assert "Traceback" not in process.stderr
 
 
 def test_the_run_in_mlflow_is_whole(trained):
@@ -43,10 +64,10 @@ def test_the_run_in_mlflow_is_whole(trained):
     assert all("val/AP" in one.metrics for one in checkpoints)
 
 
-def test_status_is_ready_and_names_the_run(trained):
+def test_status_is_ready_and_names_the_run(trained, run_here):
     report = json.loads(trained.run("status.py", "--json").stdout)
     assert (report["state"], report["run_id"], report["run_status"]) == ("ready", trained.run_id, "FINISHED")
-    assert json.loads(trained.run("status.py", "--json", "--remote").stdout) == report
+    assert json.loads(run_here("status.py", "--json", "--remote").stdout) == report
     assert report["training"]["state"] == "finished"
     assert report["classes"] == ["circle", "square", "star", "triangle"]
     assert report["unsent"]["operations"] == 0

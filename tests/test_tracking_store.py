@@ -29,25 +29,6 @@ ROOT = Path(__file__).resolve().parents[1]
 VAL = ("bccd-val", "0123456789abcdef")
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    """Creating a database takes seconds: it is done once, and by two processes at a time, which must both succeed."""
-    root = tmp_path_factory.mktemp("empty store")
-    script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom tracking.store import open_store\n"
-    script += f"from pathlib import Path; print(open_store(Path({str(root)!r})).experiment('first'))"
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    start = [sys.executable, "-c", script]
-    both = [
-        subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)
-        for _ in range(2)
-    ]
-    outputs = [process.communicate(timeout=120) for process in both]
-    assert outputs == [("1\n", "")] * 2  # and mlflow's own chatter is in neither stream
-    with sqlite3.connect(root / "mlflow.db") as database:
-        database.execute("DELETE FROM experiments WHERE experiment_id = 1")  # its artifacts belong to that folder
-    return root / "mlflow.db"
-
-
 @pytest.fixture
 def store(empty_database, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -113,6 +94,22 @@ MODEL_TABLES = ("logged_models", "logged_model_metrics", "logged_model_tags", "l
 
 def contents(store) -> dict[str, list[tuple]]:
     return {table: rows(store, table) for table in TABLES + MODEL_TABLES}
+
+
+@pytest.mark.slow  # mlflow is imported twice, and makes a database
+def test_two_processes_may_create_the_database_at_once(tmp_path):
+    root = tmp_path / "repo"
+    root.mkdir()
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom tracking.store import open_store\n"
+    script += f"from pathlib import Path; print(open_store(Path({str(root)!r})).experiment('first'))"
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    start = [sys.executable, "-c", script]
+    both = [
+        subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert outputs == [("1\n", "")] * 2  # and mlflow's own chatter is in neither stream
 
 
 def test_a_whole_run_arrives_and_arrives_once(store, started):

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import pkgutil
 import runpy
 import shutil
 import signal
@@ -28,9 +29,9 @@ gc.set_threshold(10_000, 20, 50)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
-# A detector that trains in seconds; images are 96×128.
+# A detector that trains in seconds; images of 96×128 become 64×85.
 SMALL = (
-    *("--model", "timm/test_resnet", "--weights", "none", "--image-min-size", "96", "--image-max-size", "128"),
+    *("--model", "timm/test_resnet", "--weights", "none", "--image-min-size", "64", "--image-max-size", "96"),
     *("--anchor-sizes", "16", "32", "48", "64", "96", "--fpn-channels", "16", "--roi-samples", "16"),
     *("--proposals", "50", "--batch-size", "2", "--optimizer", "adamw", "--lr", "1e-3", "--schedule", "cosine"),
     *("--warmup-steps", "2", "--workers", "0", "--device", "cpu"),
@@ -105,17 +106,21 @@ def scans_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
 
 @pytest.fixture(scope="session", autouse=True)
 def few_pictures() -> Iterator[dict[str, Any]]:
-    """Trainings show one image, not four, and lay out their curves without drawing them.
+    """Trainings show one image, not four, and draw no curves; evaluations lay theirs out without drawing them.
 
     Pictures are a third of a small training's work otherwise. A test that looks at them asks for `pictures`.
     """
     import figures
-    from tracking import view
 
-    real = {"figures.paint": figures.paint, "tracking.view.SAMPLE_PICTURES": view.SAMPLE_PICTURES}
+    def dot(_: object, path: Path, **__: object) -> None:
+        figures.write(np.zeros((1, 1, 3), np.uint8), path)
+
+    fewer = {"tracking.view.SAMPLE_PICTURES": 1}
+    fewer |= dict.fromkeys(("figures.paint", "figures.loss_curves", "figures.ap_curves"), dot)
+    real = {name: pkgutil.resolve_name(name) for name in fewer}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "paint", lambda _, path: figures.write(np.zeros((1, 1, 3), np.uint8), path))
-        patch.setattr(view, "SAMPLE_PICTURES", 1)
+        for name, value in fewer.items():
+            patch.setattr(name, value)
         yield real
 
 

@@ -59,7 +59,10 @@ def names(tmp_path):
 # -- ours
 
 
-@pytest.mark.parametrize("stopped_at", [3, 4], ids=["in mid-epoch", "at an epoch's end"])
+@pytest.mark.parametrize(
+    "stopped_at",
+    [pytest.param(3, id="in mid-epoch"), pytest.param(4, id="at an epoch's end", marks=pytest.mark.slow)],
+)
 def test_our_file_goes_on_in_a_new_run_as_if_nothing_had_happened(
     home, small, tmp_path, undisturbed, capfd, stopped_at
 ):

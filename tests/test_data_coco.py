@@ -246,7 +246,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(min_size=1), VALUES), st.integers(1, 40), st.sampled_from([None, 2]))
 def test_a_window_of_any_width_shows_what_the_whole_holds(tmp_path_factory, content, width, indent):
     path = tmp_path_factory.getbasetemp() / "window.json"

@@ -170,6 +170,7 @@ def test_export_keeps_areas_crowds_and_unused_classes_and_says_what_it_wrote(tmp
 
 
 @needs_real_data
+@pytest.mark.slow
 def test_real_data_keep_their_fingerprint(tmp_path):
     data = open_data(Path(REAL_DATA) / "facemask")
     export_coco(data, tmp_path)

@@ -84,6 +84,7 @@ def test_figures_are_drawn_of_what_there_is(case, count, tmp_path):
     assert evaluation_report.text(report).startswith("pets val: 1") and evaluation_report.note(report, "a run", "")
 
 
+@pytest.mark.slow
 def test_figures_of_two_hundred_classes_are_drawn(tmp_path):
     classes = [f"class {number}" for number in range(200)]
     records = [image(1, [A] * 200, range(1, 201))]

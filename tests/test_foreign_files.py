@@ -34,7 +34,7 @@ def bare(state, tmp_path):
     return file
 
 
-@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("legacy", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_evaluate_and_infer_take_the_file_as_it_is(home, state, bare, names, run_script, coco_folder, legacy):
     if legacy:
         torch.save(state, bare, _use_new_zipfile_serialization=False)
@@ -52,7 +52,13 @@ def test_evaluate_and_infer_take_the_file_as_it_is(home, state, bare, names, run
     assert bare.read_bytes() == before and not (home / "models").exists()
 
 
-@pytest.mark.parametrize("script", [("evaluate.py", "--data", "DATA", "--no-log"), ("infer.py", "DATA/test")])
+@pytest.mark.parametrize(
+    "script",
+    [
+        ("evaluate.py", "--data", "DATA", "--no-log"),
+        pytest.param(("infer.py", "DATA/test"), marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_wanted_is_said_in_one_message(refused, state, bare, names, tmp_path, coco_folder, script):
     script = [word.replace("DATA", str(coco_folder)) for word in script]
     message = refused(2, *script, "--checkpoint", bare)

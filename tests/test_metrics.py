@@ -167,7 +167,7 @@ def test_scores_equal_pycocotools_on_the_dumped_files(tmp_path, seed, scorer):
 
 
 @needs_real_data
-@pytest.mark.parametrize("name", ["bccd", "facemask"])
+@pytest.mark.parametrize("name", ["bccd", pytest.param("facemask", marks=pytest.mark.slow)])
 def test_scores_equal_pycocotools_on_real_boxes(name, tmp_path):
     from data.open import open_data
 

@@ -348,6 +348,7 @@ def test_known_models():
     assert known_models()[:5] == (*TORCHVISION, "timm/NAME")  # then recipes that other tests have asked for
 
 
+@pytest.mark.slow  # a process that imports torchvision
 def test_torchvision_models_do_not_import_timm():
     code = (
         "import sys, torch\nfrom models.detector import build, resolve_architecture\n"

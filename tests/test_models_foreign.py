@@ -46,7 +46,7 @@ def refusal(state: dict, exit_code: int, said: dict | None = None, **given) -> s
     ("name", "said", "frozen"),
     [
         ("fasterrcnn_resnet50_fpn", None, True),
-        ("fasterrcnn_resnet50_fpn", None, False),
+        pytest.param("fasterrcnn_resnet50_fpn", None, False, marks=pytest.mark.slow),
         ("fasterrcnn_resnet50_fpn_v2", None, False),
         (MOBILE, MOBILE, True),
         (MOBILE_320, MOBILE_320, False),

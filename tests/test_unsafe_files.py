@@ -108,7 +108,7 @@ def test_the_trap_works(tmp_path):
         mark.unlink()
 
 
-@pytest.mark.parametrize("form", ["zip", "legacy"])
+@pytest.mark.parametrize("form", ["zip", pytest.param("legacy", marks=pytest.mark.slow)])
 def test_code_in_a_runs_stored_checkpoint_does_not_run_either(home, small, says, tmp_path, coco_folder, form):
     run_id = train.main(replace(small, max_steps=1, publish="never"))
     store, mark = open_store(), tmp_path / "it-ran"

@@ -6,8 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:?give the folder of BCCD}
 export EXPERIMENT=bccd-augmentation
-AUGMENTATIONS="dihedral none" SEEDS="0 1 2" recipes/bccd.sh "$data" --amp bf16
-AUGMENTATIONS="dihedral" SEEDS="3 4 5" recipes/bccd.sh "$data" --amp bf16
+AUGMENTATIONS="dihedral none" SEEDS="0 1 2" recipes/bccd_short.sh "$data" --amp bf16
+AUGMENTATIONS="dihedral" SEEDS="3 4 5" recipes/bccd_short.sh "$data" --amp bf16
 group() { printf "lr3e-4-%s-seed%s " "$1" "$2" "$1" "$3" "$1" "$4"; }
 # The last checkpoints, which no score on val chose.
 # shellcheck disable=SC2046

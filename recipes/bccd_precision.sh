@@ -6,8 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${1:?give the folder of BCCD}
 export AUGMENTATIONS=dihedral SEEDS="0 1 2"
-full=$(EXPERIMENT=bccd-fp32 recipes/bccd.sh "$data")
-half=$(EXPERIMENT=bccd-bf16 recipes/bccd.sh "$data" --amp bf16)
+full=$(EXPERIMENT=bccd-fp32 recipes/bccd_short.sh "$data")
+half=$(EXPERIMENT=bccd-bf16 recipes/bccd_short.sh "$data" --amp bf16)
 # The last checkpoints, which no score on val chose.
 # shellcheck disable=SC2086
 python compare.py $half --against $full --which last

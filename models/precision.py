@@ -25,7 +25,8 @@ class FullPrecisionAnchorGenerator(AnchorGenerator):
 def keep_boxes_in_full_precision(model: nn.Module) -> None:
     """Make a Faster R-CNN compute anchors, proposals, regression targets and detections in float32 under autocast."""
     anchors = model.rpn.anchor_generator
-    model.rpn.anchor_generator = FullPrecisionAnchorGenerator(anchors.sizes, anchors.aspect_ratios)
+    if type(anchors) is AnchorGenerator:  # not a researcher's own
+        model.rpn.anchor_generator = FullPrecisionAnchorGenerator(anchors.sizes, anchors.aspect_ratios)
     for head in (model.rpn.head, model.roi_heads.box_predictor):
         head.register_forward_hook(_full_outputs)
 

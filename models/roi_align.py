@@ -111,8 +111,10 @@ def _axis(start: Tensor, end: Tensor, cells: Tensor, bins: int, sampling_ratio: 
 
 
 def install_fast_roi_align(model: nn.Module) -> None:
-    """Replace a Faster R-CNN's RoI pooling by the fast one; weights, keys and results stay the same."""
+    """Replace a Faster R-CNN's RoI pooling, where it is torchvision's, by the fast one of the same results."""
     old = model.roi_heads.box_roi_pool
+    if type(old) is not MultiScaleRoIAlign:
+        return
     new = BagMultiScaleRoIAlign(
         old.featmap_names,
         old.output_size,

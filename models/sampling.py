@@ -78,15 +78,13 @@ def pick_distinct(total: int, count: int, generator: torch.Generator) -> Tensor:
 
 def install_seeded_samplers(model: nn.Module) -> None:
     """Make a Faster R-CNN draw its training samples from each target's `sample_seed` (an int), where there is one."""
-    model.rpn.fg_bg_sampler = _seeded(model.rpn.fg_bg_sampler, RPN_STREAM)
-    model.roi_heads.fg_bg_sampler = _seeded(model.roi_heads.fg_bg_sampler, ROI_STREAM)
+    for part, stream in ((model.rpn, RPN_STREAM), (model.roi_heads, ROI_STREAM)):
+        sampler = part.fg_bg_sampler
+        if type(sampler) is BalancedPositiveNegativeSampler:  # not a researcher's own
+            part.fg_bg_sampler = SeededSampler(sampler.batch_size_per_image, sampler.positive_fraction, stream)
     # A module's function, not a closure: copies of the model then seed their own samplers, not this one's.
     if _pass_seeds not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_pass_seeds, with_kwargs=True)
-
-
-def _seeded(sampler: BalancedPositiveNegativeSampler, stream: str) -> SeededSampler:
-    return SeededSampler(sampler.batch_size_per_image, sampler.positive_fraction, stream)
 
 
 def _pass_seeds(model: nn.Module, args: tuple, kwargs: dict) -> None:

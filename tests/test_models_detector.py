@@ -10,13 +10,16 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models import detection
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from models import registry
 from models.convolutions import FastConv2d, FoldedNorm2d
-from models.detector import ModelError, build, known_models, register, resolve_architecture
+from models.detector import ModelError, build, known_models, register, resolve_architecture, variant
 from models.roi_align import BagMultiScaleRoIAlign
+from models.sampling import SeededSampler
 
 V1, V2 = "fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"
 MOBILE, MOBILE_320 = "fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn_mobilenet_v3_large_320_fpn"
@@ -341,6 +344,37 @@ def test_a_new_model_is_a_function(monkeypatch):
     architecture = resolve_architecture("mine", num_classes=2, width=None)
     assert architecture == {"builder": "mine", "kwargs": {"num_classes": 2, "width": 16}}
     model = build(architecture).train()
+    assert all(loss.isfinite() for loss in model([torch.rand(3, 64, 64)], [target(sample_seed=1)]).values())
+
+
+class OwnPool(MultiScaleRoIAlign):
+    def forward(self, x, boxes, image_shapes):
+        return super().forward(x, boxes, image_shapes) * 2
+
+
+class OwnAnchors(AnchorGenerator):
+    pass
+
+
+class OwnSampler(BalancedPositiveNegativeSampler):
+    pass
+
+
+def test_a_researchers_own_parts_are_left_as_they_are(monkeypatch):
+    for table in ("_BUILDERS", "_CHANGES"):
+        monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
+
+    @variant("own-parts")
+    def own_parts(model):
+        pool, anchors = model.roi_heads.box_roi_pool, model.rpn.anchor_generator
+        model.roi_heads.box_roi_pool = OwnPool(pool.featmap_names, pool.output_size, pool.sampling_ratio)
+        model.rpn.anchor_generator = OwnAnchors(anchors.sizes, anchors.aspect_ratios)
+        model.rpn.fg_bg_sampler = OwnSampler(16, 0.5)
+
+    model = small("own-parts/timm/resnet10t", fpn_channels=32).train()
+    parts = model.roi_heads.box_roi_pool, model.rpn.anchor_generator, model.rpn.fg_bg_sampler
+    assert [type(part) for part in parts] == [OwnPool, OwnAnchors, OwnSampler]
+    assert type(model.roi_heads.fg_bg_sampler) is SeededSampler  # that one is torchvision's
     assert all(loss.isfinite() for loss in model([torch.rand(3, 64, 64)], [target(sample_seed=1)]).values())
 
 

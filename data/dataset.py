@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Key = int | tuple[int, int]  # a plain index, or (epoch, index)
 Sample = tuple[torch.Tensor, dict[str, Any]]  # uint8 (3, H, W), target
 Batch = tuple[list[torch.Tensor], list[dict[str, Any]]]
+Packed = tuple[torch.Tensor, list[tuple[int, int]], list[dict[str, Any]]]  # all pixels, (H, W) of each, targets
 
 
 class DetectionDataset(Dataset):
@@ -81,7 +82,14 @@ class DetectionDataset(Dataset):
             "image_id": record.image_id,
             "sample_seed": sample_seed,
         }
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), target
+        return planes(image), target
+
+
+def planes(image: np.ndarray) -> torch.Tensor:
+    """uint8 (3, H, W) of (H, W, 3): OpenCV takes the channels apart in a third of the time that numpy does."""
+    result = np.empty((3, *image.shape[:2]), np.uint8)
+    cv2.split(image, list(result))
+    return torch.from_numpy(result)
 
 
 def load_image(record: Record, *, render: Callable[[Record], np.ndarray] = generated.render) -> np.ndarray:
@@ -113,6 +121,31 @@ def collate(batch: Sequence[Sample | DataError]) -> Batch | DataError:
             return sample
     images, targets = zip(*batch, strict=True)
     return list(images), list(targets)
+
+
+def packed(batch: Sequence[Sample | DataError]) -> Packed | DataError:
+    """As collate, for the way out of a worker: each tensor costs a file descriptor and a connection, so one has all."""
+    collated = collate(batch)
+    if isinstance(collated, DataError):
+        return collated
+    images, targets = collated
+    arrays = [
+        {key: value.numpy() if isinstance(value, torch.Tensor) else value for key, value in target.items()}
+        for target in targets
+    ]
+    return torch.cat([image.flatten() for image in images]), [tuple(image.shape[1:]) for image in images], arrays
+
+
+def unpacked(batch: Packed) -> Batch:
+    """What collate gives; the images are parts of one tensor."""
+    pixels, sizes, arrays = batch
+    parts = pixels.split([3 * height * width for height, width in sizes])
+    images = [part.view(3, *size) for part, size in zip(parts, sizes, strict=True)]
+    targets = [
+        {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in target.items()}
+        for target in arrays
+    ]
+    return images, targets
 
 
 def worker_init(_worker_id: int) -> None:
@@ -152,7 +185,7 @@ def _loader(dataset: DetectionDataset, *, workers: int, **options: Any) -> Itera
     loader = DataLoader(
         dataset,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=packed if workers else collate,
         worker_init_fn=worker_init if workers else None,
         # Without a generator of its own, a loader draws from the global one whenever it is started.
         generator=torch.Generator().manual_seed(0),
@@ -161,4 +194,4 @@ def _loader(dataset: DetectionDataset, *, workers: int, **options: Any) -> Itera
     for batch in loader:
         if isinstance(batch, DataError):
             raise batch
-        yield batch
+        yield unpacked(batch) if workers else batch

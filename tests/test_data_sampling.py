@@ -1,6 +1,7 @@
 """Order, samples and loaders: a function of (seed, epoch, index), whatever the workers and wherever one starts."""
 
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -10,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from data.dataset import DetectionDataset, eval_loader, load_image, train_loader, worker_init
+from data.dataset import DetectionDataset, eval_loader, load_image, packed, planes, train_loader, unpacked, worker_init
 from data.generated import generated_data
 from data.records import DataError, Record
 from data.sampling import EpochBatches
@@ -97,6 +101,22 @@ def test_workers_and_resuming_change_nothing_and_no_global_generator_is_used(sha
     assert all(same(one, other) for one, other in zip(alone, helped, strict=True))
     assert all(same(one, other) for one, other in zip(alone[2:], resumed, strict=True))
     assert global_states() == before
+
+
+def test_a_batch_leaves_a_worker_as_one_tensor(shapes, tmp_path):
+    """Each would cost a file descriptor; and the images of a batch differ in size."""
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
+    samples = [DetectionDataset(shapes)[1], DetectionDataset([record(40, 30, path=tmp_path / "a.png")])[0]]
+    pixels, sizes, targets = pickle.loads(pickle.dumps(packed(samples)))
+    assert sizes == [(96, 128), (30, 40)] and pixels.ndim == 1
+    assert not any(torch.is_tensor(value) for target in targets for value in target.values())
+    assert same(unpacked((pixels, sizes, targets)), tuple(zip(*samples, strict=True)))
+
+
+@given(st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(lambda size: arrays(np.uint8, (*size, 3))))
+def test_planes_are_the_image_channel_by_channel(image):
+    result = planes(image)
+    assert result.is_contiguous() and np.array_equal(result.numpy(), image.transpose(2, 0, 1))
 
 
 def test_samples_keep_the_contract_and_epochs_differ(shapes):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 OF_ONE_START = ("resume", "from_run", "strict", "dry_run", "allow_change", "tag", "run_name")
 CHANGED = "changed_"
-DISK = ("keep", "disk_budget")
+SPACE = ("keep", "disk_budget", "cache")  # of disk and memory, which no result depends on
 CONTENTS = "data/splits.json"  # a run's artifact: data.fingerprint.contents of the data that it began with
 DATA_DIFFER = "note: the data differ"
 NAMED = 3  # images, of each kind of change
@@ -171,7 +171,7 @@ def repetition(
     if config.strict and notes:
         raise workspace.WorkspaceError("\n".join([f"--strict: run {config.from_run} cannot be repeated here", *notes]))
     before, now = facts["config"], options.to_plain(config)
-    ignored = {"run_name", "resume", "from_run", "strict", "dry_run", "tag", "publish", "workers", *DISK}
+    ignored = {"run_name", "resume", "from_run", "strict", "dry_run", "tag", "publish", "workers", *SPACE}
     changed = [name for name in now if name not in ignored and now[name] != before.get(name)]
     changes = [f"  {options.flag(name)} {before.get(name)} → {now[name]}" for name in changed]
     return [f"repeating run {config.from_run}" + (", with" if changes else ""), *changes, *(notes or [as_then(code)])]

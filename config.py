@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -89,6 +90,9 @@ class TrainConfig(DataOptions):
     """auto, cpu, cuda or cuda:N."""
     workers: Int = None
     """Processes that load images; the result does not depend on it. [cores, at most 4; 0 for generated data]"""
+    cache: str = "none"
+    """Memory for decoded images, which are then read and decoded once: none, a size (4GB), or a share of what is
+    available (25%). What does not fit is decoded in every epoch; the result does not depend on it."""
     evaluate_every: int = 1
     """Epochs between validations; the last epoch is always validated."""
     best_metric: str = "val/AP"
@@ -168,6 +172,8 @@ class TrainConfig(DataOptions):
         require_keep(self.keep)
         if self.disk_budget is not None:
             parse_size(self.disk_budget)
+        if self.cache != "none":
+            cache_bytes(self.cache, available=sys.maxsize)
         for pair in self.tag:
             if not pair.partition("=")[0] or "=" not in pair:
                 raise ConfigError(f"--tag takes KEY=VALUE, not {pair!r}")
@@ -286,7 +292,7 @@ def with_model_of(config: TrainConfig, architecture: dict[str, Any]) -> TrainCon
 
 MAY_CHANGE = (
     *("epochs", "max_steps", "patience", "device", "workers", "checkpoint_every", "publish", "tag"),
-    *("keep", "disk_budget"),
+    *("keep", "disk_budget", "cache"),
     *("resume", "from_run", "strict", "dry_run", "allow_change"),
 )
 # These bend the course of the run, and only when --allow-change says so. Others would contradict its weights, its
@@ -383,13 +389,25 @@ def require_keep(text: str) -> None:
         raise ConfigError(str(error)) from None
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, flag: str = "--disk-budget", others: str = "") -> int:
     """`20GB` → 20 000 000 000 bytes; GiB are counted in 1024s."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MGT])(i?)B", text)
     size = float(match[1]) * (1024 if match[3] else 1000) ** {"M": 2, "G": 3, "T": 4}[match[2]] if match else 0
     if size < 1:
-        raise ConfigError(f"--disk-budget takes a size such as 20GB, 500MB or 1.5TB, not {text!r}")
+        raise ConfigError(f"{flag} takes {others}a size such as 20GB, 500MB or 1.5TB, not {text!r}")
     return int(size)
+
+
+def cache_bytes(text: str, available: int) -> int:
+    """`4GB` as parse_size, `25%` of the bytes that are available; ConfigError where it is more than these."""
+    if share := re.fullmatch(r"(\d+(?:\.\d+)?) ?%", text):
+        if not 0 < float(share[1]) < 100:
+            raise ConfigError(f"--cache takes a share above 0% and below 100% of the available memory, not {text!r}")
+        return int(available * float(share[1]) / 100)
+    size = parse_size(text, "--cache", "none, a share of the available memory such as 25%, or ")
+    if size >= available:
+        raise ConfigError(f"--cache {text} is more than the {available / 1e9:.1f} GB of memory that are available")
+    return size
 
 
 def to_plain(config: Any) -> dict[str, Any]:

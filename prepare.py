@@ -1,5 +1,6 @@
 """Everything of a training run before its first step: data, model, starting weights, optimizer, where it continues."""
 
+import multiprocessing
 import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +22,7 @@ import resuming
 import workspace
 from building import build_architecture, build_model, optimization
 from config import TrainConfig
+from data.cache import ImageCache, available_memory
 from data.dataset import DetectionDataset
 from data.open import open_data
 from data.records import DetectionData
@@ -63,6 +65,7 @@ class Job:
     info: RunInfo
     data: DetectionData
     dataset: DetectionDataset  # the training split, augmented
+    val_cache: ImageCache | None  # of decoded images of the validation split
     order: EpochBatches
     plan: Plan
     device: torch.device
@@ -90,6 +93,7 @@ def prepare(start: Start) -> Job:
     store, run_id, defaults, file = start.store, start.run_id, dict(start.defaults), start.file
     config = replace(start.config, augmentation=read_augmentation(start.config.augmentation))
     device = engine.choose_device(config.device)
+    cache_limit = 0 if config.cache == "none" else options.cache_bytes(config.cache, available_memory())
     transform = build_transform(config.augmentation)
     build_architecture(config, num_classes=2)  # a wrong word is told before the data are read
     data = open_data(config.data, config)
@@ -148,6 +152,7 @@ def prepare(start: Start) -> Job:
         say(note)
     forecast = disk_forecast(config, store, position, plan, checkpoint_bytes(model, average, optimizer, config))
     require_budget(config, forecast, store, run_id, position)
+    train_cache, val_cache = image_caches(data, cache_limit, workers=config.workers)
     left_open = tuple(sorted(defaults)) if run_id is None else tuple(start.facts.get("defaults", ()))
     info = run_info(config, store, run_id, data, architecture, plan, code, left_open, origin)
     return Job(
@@ -156,7 +161,10 @@ def prepare(start: Start) -> Job:
         store=store,
         info=info,
         data=data,
-        dataset=DetectionDataset(data.records("train"), seed=config.seed, transform=transform, drop_crowd=True),
+        dataset=DetectionDataset(
+            data.records("train"), seed=config.seed, transform=transform, drop_crowd=True, cache=train_cache
+        ),
+        val_cache=val_cache,
         order=order,
         plan=plan,
         device=device,
@@ -173,6 +181,25 @@ def prepare(start: Start) -> Job:
         changed=changed,
         notes=notes,
     )
+
+
+def image_caches(data: DetectionData, limit: int, *, workers: int) -> tuple[ImageCache | None, ImageCache | None]:
+    """Of train and, in what that leaves of the limit, of val; says how much of both there will be. None without one."""
+    if limit and workers and multiprocessing.get_start_method() != "fork":
+        say("cache: none: loader workers are not forked here, and share no memory. --workers 0 has one")
+        limit = 0
+    if not limit:
+        return None, None
+    train = ImageCache(data.records("train"), limit)
+    val = ImageCache(data.records("val"), limit - train.bytes)
+    held, wanted, size = train.held + val.held, train.wanted + val.wanted, train.bytes + val.bytes
+    if not wanted:
+        say("cache: nothing to hold: these images are drawn, not read")
+    elif held == wanted:
+        say(f"cache: {held:,} of {wanted:,} images, {disk.in_words(size)} of memory")
+    else:
+        say(f"cache: {held:,} of {wanted:,} images fit into {disk.in_words(limit)}")
+    return train, val
 
 
 def require_same_data(start: Start, data: DetectionData) -> None:

@@ -31,6 +31,8 @@ def rehearse(job: Job) -> str:
     parameters = list(job.model.parameters())
     training = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in parameters)
+    cached = sum(cache.bytes for cache in (job.dataset.cache, job.val_cache) if cache)
+    beside = f", beside it {in_words(cached)} of decoded images" if cached else ""
     batches = f"{config.accumulate} × " if config.accumulate > 1 else ""
     rows = {
         "data": job.data.describe()[0],
@@ -38,7 +40,7 @@ def rehearse(job: Job) -> str:
         "run": f"{left} steps of {batches}{config.batch_size} images, {plan.steps_per_epoch} an epoch",
         "step": f"{step.seconds:.2f} s for the largest batch on {job.device} (loss {step.losses['loss']:.3f}): "
         f"at most about {duration(step.seconds * left)} for all, beside the validations",
-        "memory": f"{in_words(peak_memory(job.device))} at the peak",
+        "memory": f"{in_words(peak_memory(job.device))} at the peak{beside}",
         "disk": f"{job.forecast}, {in_words(shutil.disk_usage(workspace.ROOT).free)} are free",
     }
     return "\n".join(f"{name:<7} {text}" for name, text in rows.items())

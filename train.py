@@ -191,6 +191,7 @@ def validate_and_save(run: "LiveRun", job: "Job") -> None:
             device=job.device,
             amp=job.amp,
             title="validation",
+            cache=job.val_cache,
         )
         scores = validation_metrics({"metrics": scored.metrics, "per_class": scored.per_class})
         improved = update_best(job, scores)

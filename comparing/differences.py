@@ -17,7 +17,7 @@ from tracking import environment
 
 # Options that say nothing of the result; what the data are, their fingerprints tell.
 SAY_NOTHING = (
-    *(*changes.OF_ONE_START, *changes.DISK, *PATHS, "data", "experiment", "group", "publish", "workers"),
+    *(*changes.OF_ONE_START, *changes.SPACE, *PATHS, "data", "experiment", "group", "publish", "workers"),
     "checkpoint_every",
 )
 LONGEST_VALUE = 60  # characters

@@ -4,6 +4,7 @@ import atexit
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -12,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data import generated
+from data.cache import ImageCache
 from data.images import read_image
 from data.records import DataError, Record
 
@@ -41,12 +43,14 @@ class DetectionDataset(Dataset):
         transform: "Transform | None" = None,
         drop_crowd: bool = False,
         render: Callable[[Record], np.ndarray] = generated.render,
+        cache: ImageCache | None = None,
     ):
         self.records = records
         self.seed = seed
         self.transform = transform
         self.drop_crowd = drop_crowd
         self.render = render
+        self.cache = cache  # laid out for the same records
 
     def __len__(self) -> int:
         return len(self.records)
@@ -62,7 +66,7 @@ class DetectionDataset(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.records[index]
         sample_seed, transform_seed = sample_seeds(self.seed, epoch, index)
-        image = load_image(record, render=self.render)
+        image = self._pixels(index, record)
         kept = np.flatnonzero(record.iscrowd == 0) if self.drop_crowd else np.arange(len(record.boxes))
         boxes, labels, area = record.boxes[kept], record.labels[kept], record.area[kept]
         iscrowd = record.iscrowd[kept]
@@ -83,6 +87,10 @@ class DetectionDataset(Dataset):
             "sample_seed": sample_seed,
         }
         return planes(image), target
+
+    def _pixels(self, index: int, record: Record) -> np.ndarray:
+        read = partial(load_image, render=self.render)
+        return read(record) if self.cache is None else self.cache.image(index, record, read)
 
 
 def planes(image: np.ndarray) -> torch.Tensor:

@@ -36,13 +36,17 @@ def score(
     amp: Any = None,
     scorer: str = SCORER,
     title: str = "evaluate",
+    cache: Any = None,
 ) -> Score:
-    """Detect in every image and compare with the ground truth; training's validation is this function too."""
+    """Detect in every image and compare with the ground truth; training's validation is this function too.
+
+    `cache` is a data.cache.ImageCache of the records.
+    """
     import engine
     import metrics
     from data.dataset import DetectionDataset, eval_loader
 
-    dataset, pin_memory = DetectionDataset(records, drop_crowd=False), device.type == "cuda"
+    dataset, pin_memory = DetectionDataset(records, drop_crowd=False, cache=cache), device.type == "cuda"
     loader = eval_loader(dataset, batch_size=batch_size, workers=workers, pin_memory=pin_memory)
     detections, forward, ends = [], [], [time.perf_counter()]
     with Progress(title, len(records), unit="images") as progress:

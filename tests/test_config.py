@@ -92,7 +92,7 @@ def test_each_option_may_or_may_not_change_on_resuming(name):
     other = {
         **{"weights": "none", "norm": "frozen", "schedule": "cosine", "amp": "bf16", "publish": "never"},
         **{"optimizer": "adamw", "tag": ("a=b",), "checkpoint_every": "7", "best_metric": "val/AP50"},
-        **{"keep": "best,last", "disk_budget": "20GB"},
+        **{"keep": "best,last", "disk_budget": "20GB", "cache": "5%"},
         **{"milestones": (1, 2), "anchor_sizes": (8, 16), "backbone_weights": Path("a.pth")},
         **{"ema": 0.9, "multi_scale": (64,), "from_run": "other", "strict": True, "dry_run": True},
         **{"clip_norm": 3.0, "lr": 0.5, "momentum": 0.5, "weight_decay": 0.5, "score_threshold": 0.5},
@@ -108,7 +108,7 @@ def test_each_option_may_or_may_not_change_on_resuming(name):
         stored = replace(stored, from_run="other")
     asked = replace(stored, **{name: other})
     free = {"epochs", "max_steps", "patience", "device", "workers", "checkpoint_every", "publish", "resume", "tag"}
-    free |= {"from_run", "strict", "dry_run", "keep", "disk_budget"}
+    free |= {"from_run", "strict", "dry_run", "keep", "disk_budget", "cache"}
     if name in free:
         assert for_resume(stored, asked) == asked
     else:

@@ -301,7 +301,7 @@ def say_where(job: "Job", pages: dict[str, str]) -> None:
 
 def say_shares(shares: Shares, workers: int) -> None:
     """Where the time of an epoch's steps went, and what to do where they waited for images."""
-    more = f": more --workers ({workers}) may help" if shares.of("data") > WAITING else ""
+    more = f": more --workers ({workers}) or --cache 25% may help" if shares.of("data") > WAITING else ""
     if shares.seconds:
         say(f"  of the steps' time: {shares}{more}")
 

@@ -1,4 +1,4 @@
-"""Boxes stay in float32 under autocast, whatever precision the convolutions run in.
+"""Boxes and scores are float32 under autocast, whatever precision the convolutions run in.
 
 torchvision makes anchors in the dtype of the feature maps, and decodes boxes in the dtype of the predicted offsets.
 Under bfloat16 (8 bits of precision) coordinates above 512 would be multiples of 4 pixels, those of the ground truth
@@ -22,12 +22,41 @@ class FullPrecisionAnchorGenerator(AnchorGenerator):
         return super().forward(image_list, [_full(m[:1, :1]) for m in feature_maps])
 
 
+class FullPrecisionLinear(nn.Linear):
+    """An nn.Linear that autocast leaves in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(…, in_features) → (…, out_features)."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(_full(input))
+
+
+class FullPrecisionConv2d(nn.Conv2d):
+    """An nn.Conv2d that autocast leaves in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C', H', W')."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(_full(input))
+
+
+FULL_PRECISION = {nn.Linear: FullPrecisionLinear, nn.Conv2d: FullPrecisionConv2d}
+
+
 def keep_boxes_in_full_precision(model: nn.Module) -> None:
-    """Make a Faster R-CNN compute anchors, proposals, regression targets and detections in float32 under autocast."""
+    """Make a Faster R-CNN compute anchors, proposals, scores and boxes in float32 under autocast.
+
+    The layers that give scores and offsets are small, and bfloat16 would leave so few different scores that the order
+    of the detections, and with it AP, would change.
+    """
     anchors = model.rpn.anchor_generator
     if type(anchors) is AnchorGenerator:  # not a researcher's own
         model.rpn.anchor_generator = FullPrecisionAnchorGenerator(anchors.sizes, anchors.aspect_ratios)
     for head in (model.rpn.head, model.roi_heads.box_predictor):
+        for name in ("cls_logits", "cls_score", "bbox_pred"):
+            layer = getattr(head, name, None)
+            if type(layer) in FULL_PRECISION:
+                layer.__class__ = FULL_PRECISION[type(layer)]
         head.register_forward_hook(_full_outputs)
 
 

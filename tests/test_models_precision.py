@@ -1,4 +1,4 @@
-"""Under bfloat16 autocast, boxes are as exact as in float32."""
+"""Under bfloat16 autocast, boxes and scores are as exact as in float32."""
 
 import pytest
 import torch
@@ -43,6 +43,23 @@ def test_detections_are_not_rounded_to_multiples_of_four_pixels(model):
         (detected,) = model.eval()([torch.rand(3, 640, 640)])
     assert detected["boxes"].dtype == detected["scores"].dtype == torch.float32
     assert (detected["boxes"] != detected["boxes"].bfloat16()).any()
+
+
+def test_scores_keep_their_order_and_objects_theirs(model):
+    """Of bfloat16's 256 steps between a power of two and the next, many scores would share one."""
+    logits: dict[str, torch.Tensor] = {}
+    layers = {"anchors": model.rpn.head.cls_logits, "classes": model.roi_heads.box_predictor.cls_score}
+    handles = [
+        layer.register_forward_hook(lambda _m, _i, output, name=name: logits.setdefault(name, output))
+        for name, layer in layers.items()
+    ]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model.eval()([torch.rand(3, 640, 640)])
+    for handle in handles:
+        handle.remove()
+    for name, values in logits.items():
+        assert values.dtype == torch.float32, name
+        assert len(values.unique()) > len(values.bfloat16().unique()), name
 
 
 def test_float64_stays(model):

@@ -50,7 +50,7 @@ def test_scores_keep_their_order_and_objects_theirs(model):
     logits: dict[str, torch.Tensor] = {}
     layers = {"anchors": model.rpn.head.cls_logits, "classes": model.roi_heads.box_predictor.cls_score}
     handles = [
-        layer.register_forward_hook(lambda _m, _i, output, name=name: logits.setdefault(name, output))
+        layer.register_forward_hook(lambda _m, _i, output, name=name: logits.update({name: output}))
         for name, layer in layers.items()
     ]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

@@ -59,7 +59,7 @@ def test_scores_keep_their_order_and_objects_theirs(model):
         handle.remove()
     for name, values in logits.items():
         assert values.dtype == torch.float32, name
-        assert len(values.unique()) > len(values.bfloat16().unique()), name
+        assert (values != values.bfloat16()).any(), name
 
 
 def test_float64_stays(model):

@@ -132,17 +132,15 @@ def detected(model: Any, pictures: Iterable[Any], batch_size: int, device: Any, 
     import torch
 
     import engine
-    from models.convolutions import fold_once
 
     checked = (refused_if_thin(picture, model.transform.max_size) for picture in pictures)
-    with fold_once(model, amp):
-        while batch := list(islice(checked, batch_size)):
-            good = [picture for picture in batch if picture.error is None]
-            tensors = [torch.from_numpy(picture.pixels).permute(2, 0, 1) for picture in good]
-            targets = [{"image_id": number} for number in range(len(good))]
-            found = iter(list(engine.predict(model, [(tensors, targets)] if good else [], device=device, amp=amp)))
-            for picture in batch:
-                yield picture, next(found) if picture.error is None else None
+    while batch := list(islice(checked, batch_size)):
+        good = [picture for picture in batch if picture.error is None]
+        tensors = [torch.from_numpy(picture.pixels).permute(2, 0, 1) for picture in good]
+        targets = [{"image_id": number} for number in range(len(good))]
+        found = iter(list(engine.predict(model, [(tensors, targets)] if good else [], device=device, amp=amp)))
+        for picture in batch:
+            yield picture, next(found) if picture.error is None else None
 
 
 def refused_if_thin(picture: Any, longest: int) -> Any:

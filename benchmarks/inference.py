@@ -8,7 +8,6 @@ The weights are random, so that what bfloat16 finds is compared by recipes/bccd_
 FLOPs over the rate of a large matrix product, measured in between.
 """
 
-import contextlib
 from collections.abc import Callable
 
 import numpy as np
@@ -20,7 +19,6 @@ from torchvision.ops import box_iou
 import engine
 from benchmarks import plain
 from benchmarks.in_turn import against_plain, main
-from models.convolutions import fold_once
 
 Found = list[dict[str, np.ndarray]]
 
@@ -52,9 +50,6 @@ def ours(
     network.load_state_dict(with_scores(plain.model(model)).state_dict())
     network.to(device)
     batch = plain.batch(model, images)
-
-    all_along = contextlib.ExitStack()
-    all_along.enter_context(fold_once(network, amp))  # as the scripts, around all of their batches
 
     def run() -> Found:
         found = engine.predict(network, [batch], device=torch.device(device), amp=amp)

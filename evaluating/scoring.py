@@ -45,12 +45,11 @@ def score(
     import engine
     import metrics
     from data.dataset import DetectionDataset, eval_loader
-    from models.convolutions import fold_once
 
     dataset, pin_memory = DetectionDataset(records, drop_crowd=False, cache=cache), device.type == "cuda"
     loader = eval_loader(dataset, batch_size=batch_size, workers=workers, pin_memory=pin_memory)
     detections, forward, ends = [], [], [time.perf_counter()]
-    with Progress(title, len(records), unit="images") as progress, fold_once(model, amp):
+    with Progress(title, len(records), unit="images") as progress:
         for found in engine.predict(model, loader, device=device, amp=amp, seconds=forward):
             detections.append(found)
             ends.append(time.perf_counter())

@@ -5,9 +5,6 @@ the activations instead of three. The product is formed inside each forward, so 
 updates and keys stay those of the two modules.
 """
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, fx, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
@@ -18,45 +15,20 @@ class FastConv2d(nn.Conv2d):
 
     # The norm's parent and its name there: in a tuple, so that it is no submodule, and copied with the model.
     norm_place: tuple[nn.Module, str] | None = None
-    held: tuple[list[int], Tensor, Tensor | None] | None = None  # by `fold_once`: of which versions, weight, bias
 
     def forward(self, input: Tensor) -> Tensor:
         """As Conv2d's, (N, C, H, W) → (N, C', H', W')."""
-        norm = self._norm()
-        if norm is not None:
+        weight, bias = self.weight, self.bias
+        norm = None if self.norm_place is None else getattr(*self.norm_place)
+        if type(norm) is FoldedNorm2d and not (self._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks):
+            scale, shift = scale_and_shift(norm)
+            weight, bias = weight * scale[:, None, None, None], shift if bias is None else bias * scale + shift
             norm.is_applied = True
-        if self.held is not None and not torch.is_grad_enabled() and self.held[0] == self._versions(norm):
-            _, weight, bias = self.held
-        else:
-            weight, bias = self._folded(norm)
         # Backward, a depthwise convolution in bfloat16 takes a CPU three times as long as in float32.
         if input.device.type == "cpu" and is_depthwise(self) and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
                 return self._conv_forward(input.float(), weight, bias)
         return self._conv_forward(input, weight, bias)
-
-    def hold(self, amp: torch.dtype | None) -> None:
-        """Keep the weight of today as forward needs it under autocast to `amp`."""
-        norm = self._norm()
-        weight, bias = self._folded(norm)
-        if amp is not None and not is_depthwise(self):
-            weight, bias = weight.to(amp), None if bias is None else bias.to(amp)
-        self.held = self._versions(norm), weight, bias
-
-    def _norm(self) -> "FoldedNorm2d | None":
-        norm = None if self.norm_place is None else getattr(*self.norm_place)
-        looked_at = self._forward_hooks or type(norm) is not FoldedNorm2d
-        return None if looked_at or norm._forward_hooks or norm._forward_pre_hooks else norm
-
-    def _folded(self, norm: "FoldedNorm2d | None") -> tuple[Tensor, Tensor | None]:
-        if norm is None:
-            return self.weight, self.bias
-        scale, shift = scale_and_shift(norm)
-        return self.weight * scale[:, None, None, None], shift if self.bias is None else self.bias * scale + shift
-
-    def _versions(self, norm: "FoldedNorm2d | None") -> list[int]:
-        tensors = [*self.parameters(recurse=False), *([] if norm is None else norm.buffers(recurse=False))]
-        return [tensor._version for tensor in tensors]
 
 
 class FoldedNorm2d(FrozenBatchNorm2d):
@@ -90,23 +62,6 @@ def install_fast_convolutions(model: nn.Module) -> None:
     for module in model.backbone.modules():
         if type(module) is nn.Conv2d and is_depthwise(module):
             module.__class__ = FastConv2d
-
-
-@contextlib.contextmanager
-def fold_once(model: nn.Module, amp: torch.dtype | None = None) -> Iterator[None]:
-    """Form the products of weights and norms once for all that is detected meanwhile, as autocast to `amp` needs them.
-
-    A weight that changes meanwhile, and a forward that is differentiated, are folded anew as ever.
-    """
-    convolutions = [module for module in model.modules() if type(module) is FastConv2d]
-    with torch.no_grad():
-        for convolution in convolutions:
-            convolution.hold(amp)
-    try:
-        yield
-    finally:
-        for convolution in convolutions:
-            convolution.held = None
 
 
 def folding_pairs(network: nn.Module) -> list[tuple[nn.Conv2d, tuple[nn.Module, str]]]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from models.convolutions import FastConv2d, FoldedNorm2d, fold_once, folding_pairs, install_fast_convolutions
+from models.convolutions import FastConv2d, FoldedNorm2d, folding_pairs, install_fast_convolutions
 from models.detector import build, resolve_architecture
 
 SMALL = {"num_classes": 3, "image_min_size": 64, "image_max_size": 96, "roi_samples": 16, "proposals": 20}
@@ -198,35 +198,3 @@ def test_depthwise_convolutions_stay_in_full_precision_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         fast(torch.rand(1, 3, 12, 16))
     assert precisions == [torch.bfloat16, torch.float32, torch.bfloat16]
-
-
-@pytest.mark.parametrize("amp", [None, torch.bfloat16])
-def test_folding_once_changes_nothing_but_the_time(amp):
-    fast = made_fast(network()).float()
-    images = torch.rand(1, 3, 12, 16)
-
-    def outputs() -> torch.Tensor:
-        with torch.no_grad(), torch.autocast("cpu", dtype=amp or torch.bfloat16, enabled=amp is not None):
-            return fast(images)
-
-    before = outputs()
-    with fold_once(fast, amp):
-        assert torch.equal(outputs(), before)
-        assert fast[0].held is not None
-        fast[0].held[1].zero_()
-        assert not torch.equal(outputs(), before)  # so what is held is what is used
-    assert torch.equal(outputs(), before)
-
-
-def test_weights_that_change_after_folding_once_and_gradients_are_those_of_today():
-    plain = network()
-    fast = made_fast(plain)
-    with fold_once(fast):
-        for layers in (plain, fast):
-            with torch.no_grad():
-                layers[0].weight.mul_(2)
-            layers[4].running_var.mul_(2)
-        with torch.no_grad():
-            images = torch.rand(1, 3, 12, 16, dtype=torch.float64)
-            torch.testing.assert_close(fast(images), plain(images))
-        agree(plain, fast)

@@ -264,6 +264,7 @@ def test_a_rehearsal_counts_the_memory_that_the_cache_will_have(home, small):
     assert "decoded" not in train.main(replace(small, dry_run=True))
 
 
+@pytest.mark.slow
 def test_training_with_a_cache_reads_each_image_once_and_comes_to_the_same(
     home, small, undisturbed, capsys, monkeypatch
 ):

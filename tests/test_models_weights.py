@@ -221,7 +221,7 @@ def test_timm_classifiers_fit_by_name(name):
     image = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         expected = whole.forward_intermediates(image, intermediates_only=True, norm=False)[-4:]
-        assert all(torch.equal(a, b) for a, b in zip(model.backbone.body_maps(image), expected, strict=True))
+        torch.testing.assert_close(model.backbone.body_maps(image), list(expected), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ def test_both_recipes_train_restore_resume_infer_and_evaluate(home, small, coco_
     assert train.main(replace(again, dry_run=True)).count(f"{model}, ") == 1
 
 
+@pytest.mark.slow
 def test_a_variant_starts_from_its_bases_weights_and_trains_otherwise(home, small, capfd):
     base = train.main(replace(small, max_steps=2))
     weights = last_checkpoint(base)["model_state_dict"]

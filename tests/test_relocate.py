@@ -87,14 +87,8 @@ def test_nothing_is_moved_where_nothing_was(repository, moved_to, run_script):
     open_store(root).require_in_place()
 
 
-@pytest.mark.parametrize(
-    "to",
-    [
-        "{}2",
-        pytest.param("{}/sub/repo", marks=pytest.mark.slow),
-        pytest.param("{}/../elsewhere/my repo é", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["{}2", "{}/sub/repo", "{}/../elsewhere/my repo é"])
 def test_a_moved_repository_restores_at_once_and_trains_when_mended(repository, moved_to, run_script, tmp_path, to):
     root = moved_to(Path(to.format(repository.was)).resolve())
     left_here = {path for path in repository.was.rglob("*") if not path.is_relative_to(root)}

@@ -51,6 +51,7 @@ def swept() -> dict[str, str]:
     return {run.name: run.status for run in open_store().newest_runs(20) if "group" in run.tags}
 
 
+@pytest.mark.slow
 def test_a_sweep_in_one_process_leaves_nothing_behind_and_is_done_the_second_time(base, capfd):
     base = replace(base, max_steps=1)
     train.main(base)  # what is started once for all runs is there now

@@ -300,6 +300,7 @@ def owe(run_id: str) -> None:
     open_store().client.delete_tag(run_id, "hardware")
 
 
+@pytest.mark.slow
 def test_every_command_that_opens_the_store_sends_what_it_was_owed(home, small, capfd):
     run_id = train.main(replace(small, max_steps=1))
     other = train.main(replace(small, max_steps=1, seed=1))

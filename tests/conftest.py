@@ -288,6 +288,20 @@ class Undisturbed:
     last: dict
 
 
+def given_scores(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+    """Validations find these AP, one after the other."""
+    from evaluating import scoring
+
+    real, given = scoring.score, iter(values)
+
+    def score(*arguments, **keywords):
+        scored = real(*arguments, **keywords)
+        scored.metrics["AP"] = next(given)
+        return scored
+
+    monkeypatch.setattr("evaluating.scoring.score", score)
+
+
 def open_store() -> Any:
     """The store of the fixture `home`."""
     import workspace

@@ -15,8 +15,7 @@ import report
 import train
 from data.open import open_data
 from evaluate import EvaluateConfig
-from evaluating import scoring
-from tests.conftest import history, open_store
+from tests.conftest import given_scores, history, open_store
 from tracking.deliver import NOTE
 from tracking.view import TAG
 
@@ -27,18 +26,6 @@ def artifacts(run_id: str, folder: str) -> list[str]:
 
 def downloaded(run_id: str, path: str, to: Path) -> Path:
     return Path(open_store().client.download_artifacts(run_id, path, str(to)))
-
-
-def given_scores(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
-    """Validations find these AP, one after the other."""
-    real, given = scoring.score, iter(values)
-
-    def score(*arguments, **keywords):
-        scored = real(*arguments, **keywords)
-        scored.metrics["AP"] = next(given)
-        return scored
-
-    monkeypatch.setattr("evaluating.scoring.score", score)
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -12,24 +12,11 @@ import train
 from commandline import ConfigError
 from data.records import DataError
 from evaluate import EvaluateConfig
-from evaluating import scoring
-from tests.conftest import equal, history, last_checkpoint, open_store
+from tests.conftest import equal, given_scores, history, last_checkpoint, open_store
 
 
 def artifacts(run_id: str) -> set[str]:
     return {file.path for file in open_store().client.list_artifacts(run_id)}
-
-
-def scores(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
-    """Validations find these AP, one after the other."""
-    real, given = scoring.score, iter(values)
-
-    def score(*arguments, **keywords):
-        scored = real(*arguments, **keywords)
-        scored.metrics["AP"] = next(given)
-        return scored
-
-    monkeypatch.setattr("evaluating.scoring.score", score)
 
 
 def test_a_resumed_run_with_every_option_in_play_equals_an_uninterrupted_one(home, small):
@@ -66,7 +53,7 @@ def test_accumulation_counts_optimizer_steps(home, small):
 
 
 def test_training_stops_when_validations_have_not_improved_and_goes_on_with_more_patience(home, small, monkeypatch):
-    scores(monkeypatch, [0.6, 0.4, 0.6, 0.7, 0.2])
+    given_scores(monkeypatch, [0.6, 0.4, 0.6, 0.7, 0.2])
     config = replace(small, epochs=5, patience=2)
     run_id = train.main(config)
     assert last_checkpoint(run_id)["epoch"] == 2  # 0.4 and 0.6 are not better than 0.6

@@ -406,7 +406,8 @@ def cache_bytes(text: str, available: int) -> int:
         return int(available * float(share[1]) / 100)
     size = parse_size(text, "--cache", "none, a share of the available memory such as 25%, or ")
     if size >= available:
-        raise ConfigError(f"--cache {text} is more than the {available / 1e9:.1f} GB of memory that are available")
+        there = f"the {available / 1e9:.1f} GB of memory that are available"
+        raise ConfigError(f"--cache {text} is more than {there}: give less, such as --cache 25%")
     return size
 
 

@@ -58,7 +58,7 @@ class EvaluateConfig(DataOptions):
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     amp: Annotated[Literal["off", "bf16", "fp16"] | None, commandline.Open] = None
-    """Mixed precision. [as in training]"""
+    """Mixed precision: bf16 also on CPUs that have it (AVX-512 BF16, AMX), fp16 on GPUs. [as in training]"""
     reference: bool = False
     """Compute as torchvision's own modules do: none of the faster paths to the same results."""
     workers: commandline.Int = None

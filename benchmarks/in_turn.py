@@ -31,6 +31,7 @@ def measure(ways: Mapping[str, Way], *, repeats: int, warm_up: int = 2) -> tuple
         ends[name], theirs = processes.Pipe()
         workers.append(processes.Process(target=_answer, args=(way, theirs), daemon=True))
         workers[-1].start()
+        theirs.close()  # else nobody would see that a worker has died: recv raises EOFError
         ends[name].recv()  # one prepares after the other
     taken: Taken = {name: [] for name in ways}
     first: dict[str, Any] = {}
@@ -130,11 +131,13 @@ def _spread(values: list[float], unit: str) -> str:
 def main(description: str, report: Callable[[str, int, str, int], None]) -> None:
     """Read the command line and report on each model and size of batch."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", choices=list(plain.SIZES), default=list(plain.SIZES))
-    parser.add_argument("--images", type=int, nargs="+", default=[1], help="of a batch")
-    parser.add_argument("--device", choices=list(SIDE), default="cpu")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--model", nargs="+", choices=list(plain.SIZES), default=list(plain.SIZES), help="[both]")
+    parser.add_argument("--images", type=int, nargs="+", default=[1], help="of a batch [1]")
+    parser.add_argument("--device", choices=list(SIDE), default="cpu", help="[cpu]")
+    parser.add_argument("--repeats", type=int, default=7, help="[7]")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no GPU here: --device cpu")
     for name in arguments.model:
         for images in arguments.images:
             report(name, images, arguments.device, arguments.repeats)

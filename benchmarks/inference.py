@@ -1,6 +1,6 @@
 """Detecting by engine.predict against torchvision's model as its documentation calls it.
 
-    python -m benchmarks.inference [--model fasterrcnn_resnet50_fpn …] [--images 1 …] [--device cpu] [--repeats 7]
+    python -m benchmarks.inference [--model NAME …] [--images N …] [--device cpu|cuda] [--repeats 7]
 
 Each way runs in a process of its own, in turn: the plain one twice (how much of a ratio is noise), ours with
 --reference, as it is, and in bfloat16. What ours finds is compared with what the plain one finds in the same images.

@@ -1,6 +1,6 @@
 """A training step of engine.train_steps against a plain loop over torchvision's model.
 
-    python -m benchmarks.training [--model fasterrcnn_resnet50_fpn …] [--images 1 …] [--device cpu] [--repeats 7]
+    python -m benchmarks.training [--model NAME …] [--images N …] [--device cpu|cuda] [--repeats 7]
 
 Each way runs in a process of its own, in turn: the plain loop twice (how much of a ratio is noise), ours with
 --reference, as it is, and in bfloat16. The losses of the first step, from the same weights and draws, are compared; the

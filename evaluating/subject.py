@@ -75,7 +75,10 @@ def scored_as_in_training(subject: Subject, scene: Scene, config: Any) -> scorin
 
     settings = subject.checkpoint.get("evaluation") or {}
     device = engine.choose_device(config.device)
-    amp = engine.amp_dtype(config.amp or scoring.precision_as_in(settings, device.type), device)
+    precision = config.amp or scoring.precision_as_in(settings, device.type)
+    amp = engine.amp_dtype(precision, device)
+    if amp is not None:
+        say(f"scoring in {precision}" + ("" if config.amp else ", as in training; in float32: --amp off"))
     with engine.cpu_threads(scoring.threads_as_in(settings)):
         return scoring.score(
             subject.model.to(device),

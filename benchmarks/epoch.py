@@ -21,6 +21,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 
+from benchmarks.in_turn import spread
+
 BATCH_SIZE, WORKERS = 4, 2
 WAYS = ("plain", "train.py", "train.py --amp bf16")
 
@@ -107,8 +109,7 @@ def in_turn(arguments: argparse.Namespace) -> None:
     print(f"{arguments.model} on {arguments.data}, {arguments.repeats} times each: medians, times as fast as plain")
     for way, seconds in taken.items():
         ratios = [first / own for first, own in zip(taken["plain"], seconds, strict=True)]
-        spread = f"{statistics.median(ratios):.2f} × [{min(ratios):.2f}, {max(ratios):.2f}]"
-        print(f"{way:20} {statistics.median(seconds):6.1f} s   {spread}")
+        print(f"{way:20} {statistics.median(seconds):6.1f} s   {spread(ratios, '.2f', ' ×')}")
 
 
 if __name__ == "__main__":

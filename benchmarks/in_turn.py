@@ -97,7 +97,7 @@ def against_plain(
         work = flops(model, images)
         for way in products:
             rate = 2 * SIDE[device] ** 3 / statistics.median(one["seconds"] for one in taken[f"product for {way}"])
-            above = _spread([one["seconds"] * rate / work for one in taken[way]], "times")
+            above = spread([one["seconds"] * rate / work for one in taken[way]], ".3f", " times")
             floor = f"{work / 1e9:.0f} GFLOP at {rate / 1e9:.0f} GFLOP/s, {work / rate:.3f} s"
             print(f"{way} takes {above} its floor of {floor}")
 
@@ -120,12 +120,12 @@ def _machine(device: str) -> str:
 def _line(name: str, each: list[dict[str, Any]], first: list[dict[str, Any]]) -> str:
     seconds = [one["seconds"] for one in each]
     ratios = [one["seconds"] / other for one, other in zip(first, seconds, strict=True)]
-    return f"{name:18} {_spread(seconds, 's'):26} {_spread(ratios, '×'):26} {each[-1]['MiB']:6.0f} MiB"
+    return f"{name:18} {spread(seconds, '.3f', ' s'):26} {spread(ratios, '.3f', ' ×'):26} {each[-1]['MiB']:6.0f} MiB"
 
 
-def _spread(values: list[float], unit: str) -> str:
+def spread(values: list[float], digits: str, unit: str = "") -> str:
     """The median and, in brackets, the range."""
-    return f"{statistics.median(values):.3f} {unit} [{min(values):.3f}, {max(values):.3f}]"
+    return f"{statistics.median(values):{digits}}{unit} [{min(values):{digits}}, {max(values):{digits}}]"
 
 
 def main(description: str, report: Callable[[str, int, str, int], None]) -> None:

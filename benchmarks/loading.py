@@ -9,10 +9,10 @@ time would see. The caches are filled in the first epoch, which is not counted; 
 import argparse
 import hashlib
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator
 
+from benchmarks.in_turn import spread
 from data.cache import ImageCache, available_memory
 from data.dataset import Batch, DetectionDataset, train_loader
 from data.open import open_data
@@ -71,11 +71,6 @@ def report(data: str, batch_size: int, epochs: int) -> None:
             rates, plain = ([one[unit] for one in some] for some in (those, taken[name.removesuffix(CACHED)]))
             ratios = [rate / other for rate, other in zip(rates, plain, strict=True)]
             print(f"{name:18} {spread(rates, '.0f')} images a {unit}, × {spread(ratios, '.2f')}")
-
-
-def spread(values: list[float], digits: str) -> str:
-    """The median and, in brackets, the range."""
-    return f"{statistics.median(values):{digits}} [{min(values):{digits}}, {max(values):{digits}}]"
 
 
 if __name__ == "__main__":

@@ -22,22 +22,21 @@ class FullPrecisionAnchorGenerator(AnchorGenerator):
         return super().forward(image_list, [_full(m[:1, :1]) for m in feature_maps])
 
 
-class FullPrecisionLinear(nn.Linear):
-    """An nn.Linear that autocast leaves in float32."""
+class FullPrecision(nn.Module):
+    """Before a layer's class: autocast leaves it in float32."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(…, in_features) → (…, out_features)."""
+        """As the layer's."""
         with torch.autocast(input.device.type, enabled=False):
             return super().forward(_full(input))
 
 
-class FullPrecisionConv2d(nn.Conv2d):
-    """An nn.Conv2d that autocast leaves in float32."""
+class FullPrecisionLinear(FullPrecision, nn.Linear):
+    pass
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C', H', W')."""
-        with torch.autocast(input.device.type, enabled=False):
-            return super().forward(_full(input))
+
+class FullPrecisionConv2d(FullPrecision, nn.Conv2d):
+    pass
 
 
 FULL_PRECISION = {nn.Linear: FullPrecisionLinear, nn.Conv2d: FullPrecisionConv2d}

@@ -15,6 +15,7 @@ import workspace
 from config import TrainConfig
 from models import checkpoint as checkpoints
 from models import detector, foreign, record, weights
+from models.compiled import compile_backbone
 from tracking.store import RunUnknown, Store
 
 
@@ -46,6 +47,8 @@ def build_model(
     architecture = build_architecture(config, num_classes=len(classes) + 1)
     torch.manual_seed(engine.seed_of(config.seed))
     model = detector.build(architecture, reference=config.reference)
+    if config.compile:
+        compile_backbone(model)
     notes = load_starting_weights(model, architecture, config, classes, store) if fresh else []
     return model, architecture, notes
 

@@ -5,7 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 try:
     import tyro
@@ -19,7 +19,6 @@ except ModuleNotFoundError:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 Positional = tyro.conf.Positional
-Open = tyro.conf.arg(help_behavior_hint="")  # beside a type: the help says in words what stands for an open one
 Repeated = tyro.conf.UseAppendAction
 # Optional values: the help says in words what stands for an open one, so the default None is not shown.
 Text = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
@@ -39,6 +38,10 @@ Data = Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint=""
 Export = Annotated[tuple[str, Path] | None, tyro.conf.arg(metavar="coco PATH", help_behavior_hint="")]
 Uri = Annotated[str | None, tyro.conf.arg(metavar="URI", help_behavior_hint="")]
 Classes = Annotated[str | None, tyro.conf.arg(metavar="coco|FILE", help_behavior_hint="")]
+Norm, Optimizer, Schedule, Amp = (
+    Annotated[Literal[words] | None, tyro.conf.arg(metavar=f"{{{','.join(words)}}}", help_behavior_hint="")]
+    for words in (("frozen", "batch"), ("sgd", "adamw"), ("multistep", "cosine"), ("off", "bf16", "fp16"))
+)
 Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE …", help_behavior_hint="")]
 
 

@@ -8,7 +8,21 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from commandline import Classes, ConfigError, File, Float, Int, Ints, Names, Open, Repeated, Size, Text
+from commandline import (
+    Classes,
+    ConfigError,
+    File,
+    Float,
+    Int,
+    Ints,
+    Names,
+    Norm,
+    Optimizer,
+    Repeated,
+    Schedule,
+    Size,
+    Text,
+)
 from data_options import DataOptions
 from retention import KEEP_ALL, parse_keep
 
@@ -32,7 +46,7 @@ class TrainConfig(DataOptions):
     """A file with classification weights for the backbone (nothing is downloaded then)."""
     trainable_layers: Int = None
     """Backbone stages that train, counted from the last. [torchvision's models 3 after pretraining; all otherwise]"""
-    norm: Annotated[Literal["frozen", "batch"] | None, Open] = None
+    norm: Norm = None
     """Batch norm of the backbone: frozen statistics, or trained. [frozen after pretraining]"""
     image_min_size: Int = None
     """Images are resized to this shorter side …. [the model's own, mostly 800]"""
@@ -59,7 +73,7 @@ class TrainConfig(DataOptions):
     """Images in a batch. [4]"""
     accumulate: int = 1
     """Batches whose mean gradient makes one optimizer step."""
-    optimizer: Annotated[Literal["sgd", "adamw"] | None, Open] = None
+    optimizer: Optimizer = None
     """SGD with momentum, or AdamW. [sgd]"""
     lr: Float = None
     """Learning rate; a given one is not scaled. [sgd: 0.00125 × images in a step, as torchvision; adamw: 1e-4]"""
@@ -67,7 +81,7 @@ class TrainConfig(DataOptions):
     """Of SGD."""
     weight_decay: Float = None
     """[sgd: 1e-4; adamw: 0.05]"""
-    schedule: Annotated[Literal["multistep", "cosine"] | None, Open] = None
+    schedule: Schedule = None
     """After the warm-up: ÷10 at each milestone, or a cosine to zero. [multistep]"""
     milestones: Ints = None
     """Epochs after which multistep divides the rate by 10. [two thirds and eleven twelfths of the epochs]"""
@@ -79,6 +93,9 @@ class TrainConfig(DataOptions):
     """Mixed precision: bf16 also on CPUs that have it (AVX-512 BF16, AMX), fp16 on GPUs."""
     reference: bool = False
     """Compute as torchvision's own modules do: none of the faster paths to the same results."""
+    compile: bool = False
+    """Train with a backbone that torch.compile has compiled, for a GPU: minutes at the start, and for each new shape
+    of batches, which are padded to multiples of 128 pixels. Scores are computed without it."""
     ema: Float = None
     """Score and keep the weights' exponential moving average, of this decay (0.999); raw ones go on training. [off]"""
     augmentation: Text = None
@@ -146,6 +163,8 @@ class TrainConfig(DataOptions):
             raise ConfigError(f"--image-min-size {self.image_min_size} is above --image-max-size {self.image_max_size}")
         if self.backbone_weights is not None and self.weights not in (None, "none", "backbone"):
             raise ConfigError(f"--backbone-weights and --weights {self.weights} both give the backbone: choose one")
+        if self.compile and self.reference:
+            raise ConfigError("--compile is a faster path, and --reference leaves out all of them: choose one")
         if self.classes and self.weights in (None, "coco", "backbone", "none") and self.resume in (None, "auto"):
             raise ConfigError(
                 "--classes names those of a --weights or --resume FILE that does not: --data names its own"
@@ -299,7 +318,7 @@ MAY_CHANGE = (
 # position in the data, or the scores that it has.
 MAY_BE_ALLOWED = (
     *("lr", "momentum", "weight_decay", "schedule", "milestones", "warmup_steps", "clip_norm", "amp", "augmentation"),
-    *("multi_scale", "roi_samples", "proposals", "seed", "evaluate_every", "reference"),
+    *("multi_scale", "roi_samples", "proposals", "seed", "evaluate_every", "reference", "compile"),
 )
 
 
@@ -391,8 +410,8 @@ def require_keep(text: str) -> None:
 
 def parse_size(text: str, flag: str = "--disk-budget", others: str = "") -> int:
     """`20GB` → 20 000 000 000 bytes; GiB are counted in 1024s."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MGT])(i?)B", text)
-    size = float(match[1]) * (1024 if match[3] else 1000) ** {"M": 2, "G": 3, "T": 4}[match[2]] if match else 0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MGT])(i?)B", text, re.IGNORECASE)
+    size = float(match[1]) * (1024 if match[3] else 1000) ** {"M": 2, "G": 3, "T": 4}[match[2].upper()] if match else 0
     if size < 1:
         raise ConfigError(f"{flag} takes {others}a size such as 20GB, 500MB or 1.5TB, not {text!r}")
     return int(size)

@@ -199,7 +199,7 @@ def predict(
     try:
         for images, targets in batches:
             started = time.perf_counter()
-            with torch.inference_mode(), autocast(device, amp):
+            with torch.compiler.set_stance("force_eager"), torch.inference_mode(), autocast(device, amp):
                 outputs = model([to_float(image, device) for image in images])
             arrays = [
                 (*(output[key].float().cpu().numpy() for key in ("boxes", "scores")), output["labels"].cpu().numpy())
@@ -318,6 +318,23 @@ def choose_device(name: str) -> torch.device:
 
 def _devices() -> str:
     return ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
+
+
+def require_compiler(device: torch.device) -> None:
+    """DeviceError where torch.compile would find no compiler for the device's programs."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            raise DeviceError("--compile needs Triton, which does not work with this GPU: leave it out")
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise DeviceError("--compile needs a C++ compiler: install g++, or leave it out") from error
 
 
 def emulates(amp: torch.dtype | None, device: torch.device) -> bool:

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import commandline
 import fetching
@@ -57,7 +57,7 @@ class EvaluateConfig(DataOptions):
     """Images at once. [as in training: padding makes scores depend on it in the last decimals]"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    amp: Annotated[Literal["off", "bf16", "fp16"] | None, commandline.Open] = None
+    amp: commandline.Amp = None
     """Mixed precision: bf16 also on CPUs that have it (AVX-512 BF16, AMX), fp16 on GPUs. [as in training]"""
     reference: bool = False
     """Compute as torchvision's own modules do: none of the faster paths to the same results."""

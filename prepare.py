@@ -93,6 +93,8 @@ def prepare(start: Start) -> Job:
     store, run_id, defaults, file = start.store, start.run_id, dict(start.defaults), start.file
     config = replace(start.config, augmentation=read_augmentation(start.config.augmentation))
     device = engine.choose_device(config.device)
+    if config.compile:
+        engine.require_compiler(device)
     cache_limit = 0 if config.cache == "none" else options.cache_bytes(config.cache, available_memory())
     transform = build_transform(config.augmentation)
     build_architecture(config, num_classes=2)  # a wrong word is told before the data are read

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -70,12 +71,17 @@ def _most_memory() -> float:
 
 
 def against_plain(
-    plainly: Callable[..., Way], ours: Callable[..., Way], flops: Callable[[str, int], int], compared: Callable
+    plainly: Callable[..., Way],
+    ours: Callable[..., Way],
+    flops: Callable[[str, int], int],
+    compared: Callable,
+    *,
+    on_gpu: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Callable[[str, int, str, int], None]:
     """A function of (model, images, device, repeats) that measures both and prints what they took and how they differ.
 
     plainly(model, images, device) and ours(…, amp=, reference=) are ways; flops(model, images) what is to be computed;
-    compared(found, expected) says how two first results differ.
+    compared(found, expected) says how two first results differ. on_gpu names further ways of ours there.
     """
 
     def report(model: str, images: int, device: str, repeats: int) -> None:
@@ -87,6 +93,8 @@ def against_plain(
             "ours": partial(ours, *setting),
             "ours --amp bf16": partial(ours, *setting, amp=torch.bfloat16),
         }
+        if device == "cuda":
+            ways |= {name: partial(ours, *setting, **options) for name, options in on_gpu.items()}
         products = {"ours": torch.float32, "ours --amp bf16": torch.bfloat16}
         rates = {f"product for {way}": partial(_product, device, dtype) for way, dtype in products.items()}
         taken, first = measure(ways | rates, repeats=repeats)
@@ -120,7 +128,7 @@ def _machine(device: str) -> str:
 def _line(name: str, each: list[dict[str, Any]], first: list[dict[str, Any]]) -> str:
     seconds = [one["seconds"] for one in each]
     ratios = [one["seconds"] / other for one, other in zip(first, seconds, strict=True)]
-    return f"{name:18} {spread(seconds, '.3f', ' s'):26} {spread(ratios, '.3f', ' ×'):26} {each[-1]['MiB']:6.0f} MiB"
+    return f"{name:26} {spread(seconds, '.3f', ' s'):26} {spread(ratios, '.3f', ' ×'):26} {each[-1]['MiB']:6.0f} MiB"
 
 
 def spread(values: list[float], digits: str, unit: str = "") -> str:

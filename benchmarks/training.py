@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import engine
 from benchmarks import plain
 from benchmarks.in_turn import against_plain, main
+from models.compiled import compile_backbone
 
 Losses = dict[str, float]
 
@@ -35,9 +36,17 @@ def plain_loop(model: str, images: int, device: str) -> Callable[[], Losses]:
 
 
 def ours(
-    model: str, images: int, device: str, *, amp: torch.dtype | None = None, reference: bool = False
+    model: str,
+    images: int,
+    device: str,
+    *,
+    amp: torch.dtype | None = None,
+    reference: bool = False,
+    compiled: bool = False,
 ) -> Callable[[], Losses]:
     network = plain.ours(model, reference=reference)
+    if compiled:
+        compile_backbone(network)
     network.load_state_dict(plain.model(model).state_dict())
     network.to(device)
     optimizer = engine.build_optimizer(network, "sgd", lr=1e-4, momentum=0.9, weight_decay=1e-4, reference=reference)
@@ -74,7 +83,8 @@ def compared(found: Losses, expected: Losses) -> str:
     return f"losses of the first step {max(abs(found[key] - expected[key]) for key in expected):.1e} apart at most"
 
 
-report = against_plain(plain_loop, ours, flops, compared)
+COMPILED = {"ours --amp bf16 --compile": {"amp": torch.bfloat16, "compiled": True}}
+report = against_plain(plain_loop, ours, flops, compared, on_gpu=COMPILED)
 
 if __name__ == "__main__":
     main(__doc__, report)

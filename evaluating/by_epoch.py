@@ -41,7 +41,7 @@ def main(store: Any, config: Any) -> dict[str, Any]:
     for stored in kept:
         subject = _fetched(store, stored, config)
         scene = scene or scene_of(store, subject.checkpoint, config)
-        rows.append(_row(stored, subject, scene, config))
+        rows.append(_row(stored, subject, scene, config, aloud=not rows))
         say(_line(rows[-1]))
     best = max(rows, key=lambda row: row["metrics"].get("AP", 0.0))["checkpoint"]
     report = {"run_id": run_id, **about(scene), "checkpoints": rows, "best": best, "evaluation_run_id": None}
@@ -54,8 +54,8 @@ def _fetched(store: Any, stored: Any, config: Any) -> Subject:
         return read_subject(store.download(stored, Path(folder) / "checkpoint.pth"), config)
 
 
-def _row(stored: Any, subject: Subject, scene: Scene, config: Any) -> dict[str, Any]:
-    scored = scored_as_in_training(subject, scene, config)
+def _row(stored: Any, subject: Subject, scene: Scene, config: Any, *, aloud: bool) -> dict[str, Any]:
+    scored = scored_as_in_training(subject, scene, config, aloud=aloud)
     found = {}
     if config.replicates:
         matches = metrics.match(scored.ground_truth, scored.results)

@@ -69,7 +69,7 @@ def scene_of(store: Any, checkpoint: dict[str, Any], config: Any) -> Scene:
     return Scene(where=where, split=split, data=data, records=records)
 
 
-def scored_as_in_training(subject: Subject, scene: Scene, config: Any) -> scoring.Score:
+def scored_as_in_training(subject: Subject, scene: Scene, config: Any, *, aloud: bool = True) -> scoring.Score:
     """With the batches, threads and precision of training's validation, as far as the options do not say otherwise."""
     import engine
 
@@ -77,7 +77,7 @@ def scored_as_in_training(subject: Subject, scene: Scene, config: Any) -> scorin
     device = engine.choose_device(config.device)
     precision = config.amp or scoring.precision_as_in(settings, device.type)
     amp = engine.amp_dtype(precision, device)
-    if amp is not None:
+    if amp is not None and aloud:
         say(f"scoring in {precision}" + ("" if config.amp else ", as in training; in float32: --amp off"))
     with engine.cpu_threads(scoring.threads_as_in(settings)):
         return scoring.score(

@@ -226,7 +226,7 @@ def test_this_machine_says_what_is_available():
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("4GB", 4 * 10**9), ("1.5GiB", 3 * 2**29), ("25%", 2**40 // 4), ("0.5%", 2**40 // 200)]
+    ("text", "size"), [("4GB", 4 * 10**9), ("1.5gib", 3 * 2**29), ("25%", 2**40 // 4), ("0.5%", 2**40 // 200)]
 )
 def test_sizes_of_a_cache(text, size):
     assert cache_bytes(text, 2**40) == size

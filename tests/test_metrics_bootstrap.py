@@ -107,13 +107,14 @@ def test_a_replicate_without_a_box_of_a_class_leaves_the_class_out():
     assert bounds["few_images"] == {"cat": 1, "medium cat": 1, "dog": 3, "medium dog": 3}
 
 
-def test_an_interval_has_nineteen_of_twenty_replicates_and_ignores_those_without_a_value():
+def test_an_interval_has_96_of_100_replicates_and_ignores_those_without_a_value():
+    """Φ(±1.05 · 1.96) is 1.98 % and 98.02 %."""
     values = np.concatenate([np.arange(1001.0), [np.nan] * 500])
-    assert interval(values, 500) == pytest.approx((25, 975), abs=0.1)
+    assert interval(values, 500) == pytest.approx((19.8, 980.2), abs=0.1)
 
 
 def test_an_interval_is_moved_against_the_bias_of_the_replicates():
-    """z0 = Φ⁻¹(0.3085) = −0.5: the percentiles are Φ(−1 ± 1.96), 0.15 % and 83.15 %."""
-    assert interval(np.arange(10001.0), 3085) == pytest.approx((15, 8315), abs=3)
+    """z0 = Φ⁻¹(0.3085) = −0.5: the percentiles are Φ(−1 ± 1.05 · 1.96), 0.11 % and 85.50 %."""
+    assert interval(np.arange(10001.0), 3085) == pytest.approx((11, 8550), abs=3)
     assert interval(np.full(100, 0.5), 0.5) == (0.5, 0.5)
     assert interval(np.arange(100.0), -1) == pytest.approx((0, 0), abs=0.1)  # not beyond what was seen

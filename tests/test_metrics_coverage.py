@@ -7,7 +7,6 @@ from benchmarks.coverage import covered, true_scores
 
 @pytest.mark.slow
 def test_intervals_hold_the_truth_in_93_to_97_of_100_data_sets():
-    """500 data sets of 500 images: ten minutes of CPU. Each other number's share may be off by three deviations."""
+    """500 data sets of 500 images: ten minutes of CPU."""
     shares = {name: one["the truth"] for name, one in covered(500, 500, 1000, true_scores()).items()}
-    assert 0.93 <= shares["AP"] <= 0.97, str(shares)
-    assert all(0.92 <= share <= 0.98 for share in shares.values()), str(shares)
+    assert all(0.93 <= share <= 0.97 for share in shares.values()), str(shares)

@@ -106,7 +106,7 @@ def scans_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
 
 @pytest.fixture(scope="session", autouse=True)
 def few_pictures() -> Iterator[dict[str, Any]]:
-    """Trainings show one image, not four, and draw no curves; evaluations lay theirs out without drawing them.
+    """Trainings show one image, not four, as small as it is, and no curves; evaluations lay theirs out undrawn.
 
     Pictures are a third of a small training's work otherwise. A test that looks at them asks for `pictures`.
     """
@@ -115,7 +115,7 @@ def few_pictures() -> Iterator[dict[str, Any]]:
     def dot(_: object, path: Path, **__: object) -> None:
         figures.write(np.zeros((1, 1, 3), np.uint8), path)
 
-    fewer = {"tracking.view.SAMPLE_PICTURES": 1}
+    fewer = {"tracking.view.SAMPLE_PICTURES": 1, "figures.LEGIBLE": 1}
     fewer |= dict.fromkeys(("figures.paint", "figures.loss_curves", "figures.ap_curves"), dot)
     real = {name: pkgutil.resolve_name(name) for name in fewer}
     with pytest.MonkeyPatch.context() as patch:
@@ -351,3 +351,14 @@ class Trained:
         self.folder, self.run_id = folder, run_id
         self.run = script_runner(folder)
         self.checkpoint = folder / "models" / "faster_rcnn" / "checkpoint.pth"
+
+    @property
+    def store(self) -> Any:
+        from tracking.store import open_store
+
+        return open_store(self.folder, f"sqlite:///{self.folder}/mlflow.db")
+
+    def runs(self) -> list[tuple[str, str]]:
+        """Every run that MLflow has, and its status."""
+        found = self.store.client.search_runs([str(number) for number in range(3)])
+        return sorted((run.info.run_id, run.info.status) for run in found)

@@ -21,7 +21,7 @@ def test_boxes_lie_where_they_should_and_labels_have_their_colours():
     assert (result[300, 200] == 128).all() and (result[550, 400] == 128).all()  # inside, and far off
 
 
-def test_small_images_are_drawn_enlarged_with_their_boxes():
+def test_small_images_are_drawn_enlarged_with_their_boxes(pictures):
     _, result = drawn(96, 128, [[32, 24, 96, 72]], [1], ["a"])
     assert result.shape == (4 * 96, 4 * 128, 3)
     assert (result[4 * 48, 4 * 32] != 128).any() and (result[4 * 48, 4 * 64] == 128).all()

@@ -40,17 +40,13 @@ def trained(repository, process) -> Trained:
     return Trained(repository, process.stdout.strip())
 
 
-def stored(trained: Trained):
-    return open_store(trained.folder, f"sqlite:///{trained.folder}/mlflow.db")
-
-
 def test_train_prints_the_run_id_and_nothing_else(process):
     assert re.fullmatch(r"[0-9a-f]{32}\n", process.stdout)
     assert "Traceback" not in process.stderr
 
 
 def test_the_run_in_mlflow_is_whole(trained):
-    store = stored(trained)
+    store = trained.store
     run = store.run(trained.run_id)
     assert (run.name, run.status, run.params["lr"], run.params["epochs"]) == ("small", "FINISHED", "0.001", "2")
     assert {dataset["context"] for dataset in run.datasets} == {"training", "validation"}
@@ -116,12 +112,6 @@ def test_a_folder_in_the_checkpoints_place_is_moved_aside(trained, run_here):
     assert [aside.is_dir() for aside in trained.checkpoint.parent.glob("*.kept-*")].count(True) == 1
 
 
-def runs_in(trained: Trained) -> list[tuple[str, str]]:
-    """Every run that MLflow has, and its status."""
-    runs = stored(trained).client.search_runs([str(number) for number in range(3)])
-    return sorted((run.info.run_id, run.info.status) for run in runs)
-
-
 def flipped(content: bytes) -> bytes:
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
@@ -136,7 +126,7 @@ def test_the_restored_checkpoint_scores_as_in_training(trained, run_here, tmp_pa
         assert checkpoint.is_relative_to(other)
         scored = run("evaluate.py", "--checkpoint", checkpoint, "--json", "--no-log")
         report = json.loads(scored.stdout)
-        logged = {one.epoch: one.metrics for one in stored(trained).checkpoints(trained.run_id)}[report["epoch"]]
+        logged = {one.epoch: one.metrics for one in trained.store.checkpoints(trained.run_id)}[report["epoch"]]
         assert report["metrics"] == pytest.approx({name: logged[f"val/{name}"] for name in report["metrics"]}, abs=1e-6)
 
 
@@ -152,7 +142,7 @@ def test_evaluate_equals_pycocotools_on_what_it_exports(trained, run_here, tmp_p
     expected = {name: value for name, value in zip(names, evaluation.stats, strict=True) if value >= 0}
     assert report["metrics"] == pytest.approx(expected, abs=1e-12)
     assert {(image["width"], image["height"]) for image in truth.dataset["images"]} == {(128, 96)}
-    evaluation_run = stored(trained).run(report["evaluation_run_id"])
+    evaluation_run = trained.store.run(report["evaluation_run_id"])
     assert evaluation_run.metrics["eval/shapes/val/AP"] == pytest.approx(report["metrics"]["AP"])
     low, high = report["intervals"]["metrics"]["AP"]
     assert low <= report["metrics"]["AP"] <= high
@@ -161,15 +151,15 @@ def test_evaluate_equals_pycocotools_on_what_it_exports(trained, run_here, tmp_p
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["intervals"] == report["intervals"]
     assert {path.stem for path in (tmp_path / "out" / "figures").iterdir()} >= {"precision_recall", "ap_by_class"}
     assert (evaluation_run.tags["source_run_id"], evaluation_run.name) == (trained.run_id, "small on shapes val")
-    assert report["model_id"] in {one.model_id for one in stored(trained).checkpoints(trained.run_id)}
+    assert report["model_id"] in {one.model_id for one in trained.store.checkpoints(trained.run_id)}
 
 
 def test_resuming_a_finished_run_leaves_it_finished(trained, run_here):
-    before = runs_in(trained)
+    before = trained.runs()
     process = run_here("train.py", "--resume", "small")
     assert (process.returncode, process.stdout) == (0, f"{trained.run_id}\n")
     assert "is finished" in process.stderr
-    assert runs_in(trained) == before
+    assert trained.runs() == before
 
 
 @pytest.mark.parametrize("name", ["train.py", "evaluate.py", "compare.py", "infer.py", "restore.py", "status.py"])
@@ -179,69 +169,6 @@ def test_help_comes_without_the_heavy_libraries(name):
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     assert "usage:" in process.stdout
-
-
-BAD_INPUT = {
-    "no data that can be decoded": (("evaluate.py", "--data", "{cut}", "--workers", "2", "--no-log"), 2, "cut.png"),
-    "a file for a RUN": (("restore.py", "{image}.pth"), 2, "--file"),
-    "neither a RUN nor a file": (("restore.py",), 2, "Give a RUN"),
-    "no run to choose from": (("evaluate.py", "--which", "0"), 2, "give --run"),
-    "negative workers": (("evaluate.py", "--workers", "-1"), 2, "--workers"),
-    "negative replicates": (("evaluate.py", "--replicates", "-1"), 2, "--replicates"),
-    "negative number of images": (("evaluate.py", "--worst", "-1"), 2, "--worst"),
-    "an empty argument": (("restore.py", "small", "--output", ""), 2, "empty"),
-    "an experiment without a name": (("train.py", "--experiment", " "), 2, "--experiment"),
-    "a CPU that is not there": (("train.py", *SMALL, "--device", "cpu:9"), 2, "cpu:9"),
-    "too short a prefix": (("restore.py", "abc"), 2, "needs 4"),
-    "unknown run": (("restore.py", "nosuchrun"), 2, "nosuchrun"),
-    "unknown epoch": (("restore.py", "small", "--which", "9"), 2, "epoch-000, epoch-001"),
-    "unknown metric": (("restore.py", "small", "--metric", "val/mAP"), 2, "val/mAP"),
-    "output is a file": (("restore.py", "small", "--output", "{file}/under"), 2, "cannot be made"),
-    "no data": (("train.py", "--data", "/no/such/data"), 2, "/no/such/data"),
-    "empty data": (("train.py", "--data", "{empty}"), 2, "{empty}"),
-    "wrong flag": (("train.py", "--learning-rate", "1"), 2, "--learning-rate"),
-    "wrong value": (("train.py", "--lr", "-1"), 2, "--lr"),
-    "unknown model": (("train.py", "--model", "fasterrcnn_resnet5_fpn"), 2, "fasterrcnn_resnet50_fpn"),
-    "unknown metric to select by": (("train.py", *SMALL, "--best-metric", "val/mAP"), 2, "val/mAP"),
-    "unknown split": (
-        ("evaluate.py", "--split", "rest", "--no-log"),
-        2,
-        "has no split 'rest'. It has: train, val, test",
-    ),
-    "other classes": (("evaluate.py", "--data", "{other}", "--no-log"), 4, "classes"),
-    "run and checkpoint": (("evaluate.py", "--run", "small", "--checkpoint", "x.pth"), 2, "choose one"),
-    "changed flag on resume": (("train.py", "--resume", "small", "--lr", "0.5"), 2, "--lr"),
-    "no image": (("infer.py", "nothing-here-*.jpg"), 2, "nothing-here"),
-    "an unknown format": (("infer.py", "{image}", "--format", "xml"), 2, "--format"),
-    "no frames": (("infer.py", "{image}", "--frame-stride", "0"), 2, "--frame-stride"),
-    "no backbone weights": (("train.py", *SMALL, "--weights", "backbone", "--backbone-weights", "x.pth"), 2, "x.pth"),
-    "unknown augmentation": (("train.py", "--augmentation", "banana"), 2, "dihedral"),
-    "unknown weights": (("train.py", *SMALL, "--weights", "banana"), 2, "banana"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_one_message_and_the_right_code(case, trained, run_here, coco_folder, tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("a file")
-    other = json.loads((coco_folder / "annotations" / "instances_val.json").read_text())
-    for category in other["categories"]:
-        category["name"] += "s"
-    shutil.copytree(coco_folder / "val", tmp_path / "other" / "images")
-    (tmp_path / "other" / "all.json").write_text(json.dumps(other))
-    image = next((coco_folder / "val").iterdir())
-    cut = shutil.copytree(coco_folder, tmp_path / "cut")
-    broken = next((cut / "val").iterdir())
-    broken.write_bytes(broken.read_bytes()[:200])
-    places = {name: tmp_path / name for name in ("file", "empty", "other", "cut")}
-    places |= {"image": image}
-    (name, *arguments), code, named = BAD_INPUT[case]
-    before = sorted(trained.folder.glob("runs/*")), runs_in(trained)
-    process = run_here(name, *(argument.format(**places) for argument in arguments))
-    assert process.returncode == code, process.stderr
-    assert (broken.name if named == "cut.png" else named.format(**places)) in process.stderr
-    assert "Traceback" not in process.stderr and process.stdout == ""
-    assert (sorted(trained.folder.glob("runs/*")), runs_in(trained)) == before
 
 
 @pytest.mark.slow
@@ -274,13 +201,3 @@ def test_a_run_that_is_stopped_or_killed_says_so_and_resumes(number, tmp_path, c
     assert store.run(run_id).status == "FINISHED"
     steps = [point.step for point in store.client.get_metric_history(run_id, "train/loss")]
     assert steps == list(range(1, saved["step"] + 3))
-
-
-def test_looking_at_an_empty_repository_creates_nothing(run_here, monkeypatch, tmp_path):
-    monkeypatch.setattr("workspace.ROOT", tmp_path)
-    monkeypatch.setattr("workspace.RUNS", tmp_path / "runs")
-    monkeypatch.setattr("workspace.PUBLISHED", tmp_path / "models" / "faster_rcnn" / "checkpoint.pth")
-    for arguments, code in ((("status.py", "--remote", "--sync"), 1), (("restore.py", "abcd"), 2)):
-        process = run_here(*arguments)
-        assert process.returncode == code and "python train.py" in process.stdout + process.stderr
-    assert not list(tmp_path.rglob("*.db"))

@@ -1,6 +1,6 @@
 """Whether the 95% intervals of AP hold what they promise, on made-up detections whose true AP is known.
 
-    python -m benchmarks.coverage [--images 50 200 500] [--trials 500]
+    python -m benchmarks.coverage [--images 50 200 500] [--trials 500] [--first 0]
 
 A trial is a data set of so many images with three classes, of 2, 1 and 0.25 boxes an image; images differ in how many
 objects they have, and how hard these are to find and to place. The truth is the AP on 600,000 other images. COCO's AP
@@ -70,10 +70,12 @@ def trial(images: int, replicates: int, seed: int) -> dict[str, tuple[float, flo
     return {name: (value, *metrics.interval(drawn[name], value)) for name, value in there.items()}
 
 
-def covered(images: int, trials: int, replicates: int, truth: dict[str, float]) -> dict[str, dict[str, float]]:
+def covered(
+    images: int, trials: int, replicates: int, truth: dict[str, float], *, first: int = 0
+) -> dict[str, dict[str, float]]:
     """Of each number: the shares of intervals that hold the mean of the trials, and the truth, and their mean width."""
     with ProcessPoolExecutor(os.cpu_count()) as processes:
-        results = list(processes.map(partial(trial, images, replicates), range(trials), chunksize=10))
+        results = list(processes.map(partial(trial, images, replicates), range(first, first + trials), chunksize=10))
     shares = {}
     for name in SHOWN:
         value, low, high = np.array([each[name] for each in results if name in each]).T
@@ -95,13 +97,14 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, nargs="+", default=[50, 200, 500])
     parser.add_argument("--trials", type=int, default=500)
     parser.add_argument("--replicates", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first trial: others make other data sets")
     given = parser.parse_args()
     truth = true_scores()
     print(f"{given.trials} trials, {given.replicates} replicates")
     print("| images | number | truth | mean of such sets | holds the mean | holds the truth | width |")
     print("|---|---|---|---|---|---|---|")
     for images in given.images:
-        for name, one in covered(images, given.trials, given.replicates, truth).items():
+        for name, one in covered(images, given.trials, given.replicates, truth, first=given.first).items():
             mean = truth[name] + one["bias"]
             shares = f"{100 * one['the mean']:.1f} % | {100 * one['the truth']:.1f} %"
             print(f"| {images} | {name} | {truth[name]:.3f} | {mean:.3f} | {shares} | {one['width']:.3f} |", flush=True)

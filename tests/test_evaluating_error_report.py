@@ -31,7 +31,7 @@ def stored(trained: Trained):
     return open_store(trained.folder)
 
 
-def test_evaluate_tells_writes_and_logs_the_errors(trained, run_here, tmp_path):
+def test_evaluate_tells_writes_and_logs_the_errors(trained, run_here, pictures, tmp_path):
     out = tmp_path / "out"
     process = run_here("evaluate.py", "--run", trained.run_id, "--json", "--output", out, "--worst", "4")
     report = json.loads(process.stdout)
@@ -97,7 +97,7 @@ def colored(picture: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
     return (picture == color).all(axis=-1)
 
 
-def test_errors_are_written_on_their_boxes_and_hits_are_not(case):
+def test_errors_are_written_on_their_boxes_and_hits_are_not(case, pictures):
     record, ground_truth, results, errors = case
     assert [Kind(kind) for kind in errors.kinds] == [Kind.HIT, Kind.BACKGROUND, Kind.BACKGROUND]
     grey = np.full((record.height, record.width, 3), 128, np.uint8)

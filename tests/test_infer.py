@@ -103,7 +103,7 @@ def test_boxes_are_in_the_image_as_it_is_displayed(run_here, image, tmp_path):
     assert turned["detections"] == upright_result["detections"] != []
 
 
-def test_every_frame_of_a_video_has_its_line_and_is_drawn(run_here, image, tmp_path):
+def test_every_frame_of_a_video_has_its_line_and_is_drawn(run_here, pictures, image, tmp_path):
     (tmp_path / "in").mkdir()
     clip = by_opencv(tmp_path / "in" / "clip.avi")
     shutil.copy(image, tmp_path / "in" / "photo.png")

@@ -19,33 +19,14 @@ from tests.conftest import ROOT, SMALL, Trained, copy_of_repository, script_runn
 from tracking.store import open_store
 
 
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory, empty_database) -> Path:
-    folder = copy_of_repository(tmp_path_factory.mktemp("scripts") / "repository")
+def test_train_prints_the_run_id_and_nothing_else_and_its_run_in_mlflow_is_whole(tmp_path, coco_folder, empty_database):
+    folder = copy_of_repository(tmp_path / "repository")
     shutil.copy(empty_database, folder / "mlflow.db")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def process(repository, coco_folder) -> subprocess.CompletedProcess:
-    """Two epochs of train.py, as a user runs it."""
     line = ("train.py", "--data", coco_folder, *SMALL, "--epochs", "2", "--run-name", "small")
-    process = script_runner(repository)(*line, cwd=coco_folder)
-    assert process.returncode == 0, process.stderr
-    return process
-
-
-@pytest.fixture(scope="module")
-def trained(repository, process) -> Trained:
-    return Trained(repository, process.stdout.strip())
-
-
-def test_train_prints_the_run_id_and_nothing_else(process):
+    process = script_runner(folder)(*line, cwd=coco_folder)
+    assert process.returncode == 0 and "Traceback" not in process.stderr, process.stderr
     assert re.fullmatch(r"[0-9a-f]{32}\n", process.stdout)
-    assert "Traceback" not in process.stderr
-
-
-def test_the_run_in_mlflow_is_whole(trained):
+    trained = Trained(folder, process.stdout.strip())
     store = trained.store
     run = store.run(trained.run_id)
     assert (run.name, run.status, run.params["lr"], run.params["epochs"]) == ("small", "FINISHED", "0.001", "2")

@@ -196,6 +196,7 @@ def predict(
     """
     was_training = model.training
     model.eval()
+    torch.autocast_increment_nesting()  # weights that autocast has cast serve all batches, not one
     try:
         for images, targets in batches:
             started = time.perf_counter()
@@ -210,6 +211,8 @@ def predict(
             for target, (boxes, scores, labels) in zip(targets, arrays, strict=True):
                 yield Detections(int(target["image_id"]), boxes, labels, scores)
     finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
         model.train(was_training)
 
 

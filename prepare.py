@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.optim.swa_utils import AveragedModel
@@ -55,6 +55,16 @@ class Plan:
         return max(1, self.steps_per_epoch // 250)  # MLflow draws no more points than that well
 
 
+class Parts(NamedTuple):
+    """What has a state that a checkpoint holds."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    average: AveragedModel | None  # the weights' moving average, under --ema
+
+
 @dataclass(kw_only=True)
 class Job:
     """A training run, ready for its next step."""
@@ -90,7 +100,7 @@ class Job:
 
 def prepare(start: Start) -> Job:
     """Check and build everything; the MLflow run is created last, so that bad input leaves nothing half-made."""
-    store, run_id, defaults, file = start.store, start.run_id, dict(start.defaults), start.file
+    store, run_id, defaults = start.store, start.run_id, dict(start.defaults)
     config = replace(start.config, augmentation=read_augmentation(start.config.augmentation))
     device = engine.choose_device(config.device)
     if config.compile:
@@ -105,7 +115,7 @@ def prepare(start: Start) -> Job:
     require_same_data(start, data)
     require_metric(config.best_metric, data)
     code = environment.code_state(workspace.ROOT)
-    model, architecture, notes = build_model(config, data.classes, store, fresh=run_id is None and file is None)
+    model, architecture, notes = build_model(config, data.classes, store, fresh=run_id is None and start.file is None)
     amp = engine.amp_dtype(config.amp, device)
     if engine.emulates(amp, device):
         notes.append(f"note: this {device.type} has no instructions for --amp {config.amp}: it will be slower than off")
@@ -126,30 +136,10 @@ def prepare(start: Start) -> Job:
         config, model, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
     )
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-    position, origin = Position(), {}
+    parts = Parts(model, optimizer, schedule, scaler, average)
     changed = changes.changed_options(start.facts, config) if run_id else {}
-    if run_id:
-        saved, source = resuming.resumable_checkpoint(store, run_id)
-        fetching.require_same_classes(saved, data.classes)
-        require_same_steps(saved, plan, data, store)
-        position = resuming.restore(saved, model, optimizer, schedule, scaler, average)
-        engine.lay_out_as_parameters(optimizer)
-        if changed.keys() & resuming.OF_OPTIMIZATION:
-            resuming.adopt(config, optimizer, schedule)
-        notes += changes.told(changed)
-        notes += changes.differences(saved, data, code, threads=torch.get_num_threads(), store=store)
-        say(resuming.receipt(saved, position, source))
-    if file:
-        saved = continuing.read(file, config)
-        fetching.require_same_classes(saved, data.classes)
-        parts = (model, optimizer, schedule, scaler, average)
-        length = {"steps_per_epoch": plan.steps_per_epoch, "last_step": plan.last_step}
-        position, told = continuing.restore(saved, file, *parts, **length)
-        engine.lay_out_as_parameters(optimizer)
-        notes += told
-        origin = continuing.origin(saved, file)
-        if "continued_from_run" in origin:  # of another pipeline's file no more is known
-            notes += changes.differences(saved, data, code, threads=torch.get_num_threads(), store=store)
+    position, origin, told = continued(start, config, parts, plan, data, code, changed)
+    notes += told
     for note in notes:
         say(note)
     forecast = disk_forecast(config, store, position, plan, checkpoint_bytes(model, average, optimizer, config))
@@ -171,11 +161,7 @@ def prepare(start: Start) -> Job:
         plan=plan,
         device=device,
         amp=amp,
-        model=model,
-        average=average,
-        optimizer=optimizer,
-        schedule=schedule,
-        scaler=scaler,
+        **parts._asdict(),
         position=position,
         forecast=forecast,
         code=code,
@@ -183,6 +169,40 @@ def prepare(start: Start) -> Job:
         changed=changed,
         notes=notes,
     )
+
+
+def continued(
+    start: Start,
+    config: TrainConfig,
+    parts: Parts,
+    plan: Plan,
+    data: DetectionData,
+    code: dict[str, Any],
+    changed: dict[str, tuple[Any, Any]],
+) -> tuple[Position, dict[str, str], list[str]]:
+    """Put the run of --resume, or the file, into the parts: where that is, tags of where it comes from, and notes."""
+    if start.run_id is None and start.file is None:
+        return Position(), {}, []
+    saved, source = (
+        resuming.resumable_checkpoint(start.store, start.run_id)
+        if start.run_id
+        else (continuing.read(start.file, config), start.file)
+    )
+    fetching.require_same_classes(saved, data.classes)
+    if start.run_id:
+        require_same_steps(saved, plan, data, start.store)
+        position, notes, origin = resuming.restore(saved, *parts), changes.told(changed), {}
+        if changed.keys() & resuming.OF_OPTIMIZATION:
+            resuming.adopt(config, parts.optimizer, parts.schedule)
+        say(resuming.receipt(saved, position, source))
+    else:
+        length = {"steps_per_epoch": plan.steps_per_epoch, "last_step": plan.last_step}
+        position, notes = continuing.restore(saved, start.file, *parts, **length)
+        origin = continuing.origin(saved, start.file)
+    engine.lay_out_as_parameters(parts.optimizer)
+    if start.run_id or "continued_from_run" in origin:  # of another pipeline's file no more is known
+        notes += changes.differences(saved, data, code, threads=torch.get_num_threads(), store=start.store)
+    return position, origin, notes
 
 
 def image_caches(data: DetectionData, limit: int, *, workers: int) -> tuple[ImageCache | None, ImageCache | None]:

@@ -1,9 +1,11 @@
-"""Faster convolutions of the same numbers: the frozen norm after one is part of it, and depthwise ones stay in float32.
+"""Faster convolutions: the frozen norm after one is part of it, and depthwise ones are trained in float32.
 
 norm(conv(x)) = conv(x) · scale + shift, which is the convolution with weight · scale and the bias shift: one pass over
 the activations instead of three. The product is formed inside each forward, so that parameters, their gradients,
 updates and keys stay those of the two modules.
 """
+
+from functools import cache
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,31 +22,53 @@ class FastConv2d(nn.Conv2d):
         """As Conv2d's, (N, C, H, W) → (N, C', H', W')."""
         weight, bias = self.weight, self.bias
         norm = None if self.norm_place is None else getattr(*self.norm_place)
-        if type(norm) is FoldedNorm2d and not (self._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks):
+        if isinstance(norm, Folded) and not (self._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks):
             scale, shift = scale_and_shift(norm)
             weight, bias = weight * scale[:, None, None, None], shift if bias is None else bias * scale + shift
             norm.is_applied = True
-        # Backward, a depthwise convolution in bfloat16 takes a CPU three times as long as in float32.
-        if input.device.type == "cpu" and is_depthwise(self) and torch.is_autocast_enabled("cpu"):
+        # Its backward pass in bfloat16 takes a CPU three times as long as in float32.
+        if input.device.type == "cpu" and is_depthwise(self) and torch.is_grad_enabled():
             with torch.autocast("cpu", enabled=False):
-                return self._conv_forward(input.float(), weight, bias)
+                return self._conv_forward(input.to(weight.dtype), weight, bias)
         return self._conv_forward(input, weight, bias)
 
 
-class FoldedNorm2d(FrozenBatchNorm2d):
-    """A FrozenBatchNorm2d that passes on what the convolution before it has normalised."""
+class Folded(nn.Module):
+    """Before a frozen norm's class: it passes on what the convolution before it has normalised."""
 
     is_applied = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → the same shape."""
-        if self.is_applied:
-            self.is_applied = False
-            return x
-        return super().forward(x)
+        if not self.is_applied:
+            return super().forward(x)
+        self.is_applied = False
+        return self.after_norm(x)
+
+    def after_norm(self, x: Tensor) -> Tensor:
+        return x
 
 
-def scale_and_shift(norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
+class FoldedNorm2d(Folded, FrozenBatchNorm2d):
+    pass
+
+
+@cache
+def folded_class(norm: type) -> type | None:
+    """The class that takes the place of a frozen norm's; None of any other's."""
+    if norm is FrozenBatchNorm2d:
+        return FoldedNorm2d
+    if (norm.__module__, norm.__name__) != ("timm.layers.norm_act", "FrozenBatchNormAct2d"):  # imported by who has one
+        return None
+
+    class FoldedNormAct2d(Folded, norm):
+        def after_norm(self, x: Tensor) -> Tensor:
+            return self.act(self.drop(x))
+
+    return FoldedNormAct2d
+
+
+def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """norm(x) is x · scale + shift, (C,) each; computed as FrozenBatchNorm2d does."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return scale, norm.bias - norm.running_mean * scale
@@ -57,7 +81,8 @@ def is_depthwise(conv: nn.Conv2d) -> bool:
 def install_fast_convolutions(model: nn.Module) -> None:
     """Let the convolutions of a Faster R-CNN's backbone apply the frozen norms after them; keys stay the same."""
     for conv, place in folding_pairs(model.backbone):
-        getattr(*place).__class__ = FoldedNorm2d
+        norm = getattr(*place)
+        norm.__class__ = folded_class(type(norm))
         conv.__class__, conv.norm_place = FastConv2d, place
     for module in model.backbone.modules():
         if type(module) is nn.Conv2d and is_depthwise(module):
@@ -66,7 +91,7 @@ def install_fast_convolutions(model: nn.Module) -> None:
 
 def folding_pairs(network: nn.Module) -> list[tuple[nn.Conv2d, tuple[nn.Module, str]]]:
     """Convolutions and where the frozen norm is that alone takes their output; none where torch.fx cannot tell."""
-    if not any(type(module) is FrozenBatchNorm2d for module in network.modules()):
+    if not any(folded_class(type(module)) for module in network.modules()):
         return []
     try:
         graph = _Tracer().trace(network)
@@ -79,7 +104,7 @@ def folding_pairs(network: nn.Module) -> list[tuple[nn.Conv2d, tuple[nn.Module, 
     for node, norm in module_of.items():
         before = node.args[0] if node.args else None
         conv = module_of.get(before)
-        if type(norm) is not FrozenBatchNorm2d or type(conv) is not nn.Conv2d or len(before.users) > 1:
+        if not folded_class(type(norm)) or type(conv) is not nn.Conv2d or len(before.users) > 1:
             continue
         if called.count(conv) == called.count(norm) == 1:  # one that is shared has another norm elsewhere
             parent, _, name = node.target.rpartition(".")
@@ -89,4 +114,6 @@ def folding_pairs(network: nn.Module) -> list[tuple[nn.Conv2d, tuple[nn.Module, 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, FrozenBatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+        # timm's convolutions pad by the size of their input, which a stand-in does not have.
+        is_leaf = isinstance(m, nn.Conv2d) or folded_class(type(m))
+        return bool(is_leaf) or super().is_leaf_module(m, module_qualified_name)

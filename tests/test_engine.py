@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import engine
 from engine import DeviceError, NonFiniteLoss, learning_rate_factor, predict, seed_of, train_steps
@@ -203,6 +204,45 @@ def test_predictions_hold_no_gradient_and_training_goes_on_after_them():
     list(predict(training.model, [batch(1)], device=CPU))
     next(training.steps([batch(1)]))
     assert all(not parameter.is_inference() for parameter in training.model.parameters())
+
+
+class Linear(nn.Module):
+    """The mean colour of an image goes through a layer; how often its weights were cast is in `casts`."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, images: list) -> list[dict]:
+        rows = self.layer(torch.stack([image.mean((1, 2)) for image in images]))
+        ones = torch.ones(1)
+        return [{"boxes": row[None], "labels": ones.long(), "scores": ones} for row in rows]
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts of the layer's weights."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.to.dtype and args[0].shape == (4, 3)
+        return func(*args, **(kwargs or {}))
+
+
+def test_weights_are_cast_once_for_all_batches_and_anew_when_they_have_changed():
+    model = Linear()
+    batches = [([torch.full((3, 8, 8), 255, dtype=torch.uint8)], [{"image_id": 0}])] * 3
+    with Casts() as casts:
+        before = list(predict(model, batches, device=CPU, amp=torch.bfloat16))
+    assert casts.count == 1
+    with torch.no_grad():
+        model.layer.weight.add_(1)
+    after = list(predict(model, batches, device=CPU, amp=torch.bfloat16))
+    assert (after[0].boxes - before[0].boxes).round() == pytest.approx(3)
+    left = predict(model, batches, device=CPU, amp=torch.bfloat16)
+    next(left)
+    left.close()
+    assert torch.autocast_increment_nesting() == 1 and torch.autocast_decrement_nesting() == 0
 
 
 def factor(step: int, schedule: str = "multistep", **more) -> float:

@@ -108,6 +108,7 @@ def train_steps(
         rows = []
         for number, (images, targets) in enumerate(group):
             torch.manual_seed(seed_of(seed, index, number, 0))  # (seed, step, micro-batch, rank)
+            torch.clear_autocast_cache()  # where a `predict` has been left open: its weights are old
             with autocast(device, amp):
                 losses = model([to_float(image, device) for image in images], to_device(targets, device))
                 total = torch.stack(list(losses.values())).sum()
@@ -200,7 +201,8 @@ def predict(
     try:
         for images, targets in batches:
             started = time.perf_counter()
-            with torch.compiler.set_stance("force_eager"), torch.inference_mode(), autocast(device, amp):
+            # Not inference_mode, in which autocast keeps no weights.
+            with torch.compiler.set_stance("force_eager"), torch.no_grad(), autocast(device, amp):
                 outputs = model([to_float(image, device) for image in images])
             arrays = [
                 (*(output[key].float().cpu().numpy() for key in ("boxes", "scores")), output["labels"].cpu().numpy())

@@ -1,6 +1,5 @@
 """--resume FILE: a new run that goes on where a checkpoint file stopped, with whatever of its state the file holds."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ import config as options
 import fetching
 import workspace
 from config import TrainConfig
+from machine import usable_cores
 from models import record
 from models.record import CheckpointError
 from resuming import Position
@@ -36,7 +36,7 @@ def configuration(file: Path, asked: TrainConfig) -> TrainConfig:
         return _as_theirs(content, file, asked)
     try:
         stored = options.from_plain(content["config"])
-        return options.to_repeat(stored, content.get("defaults", ()), cores=os.cpu_count() or 1)
+        return options.to_repeat(stored, content.get("defaults", ()), cores=usable_cores())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         message = f"{file} does not hold the options of its training as we write them. Start from its weights: "
         raise CheckpointError(f"{message}python train.py --weights {file} --data …", exit_code=4) from error

@@ -3,7 +3,6 @@
 Imports no torch before it is needed: that a run is finished is said at once.
 """
 
-import os
 import tempfile
 import time
 from dataclasses import dataclass, field, fields, replace
@@ -15,6 +14,7 @@ import fetching
 import workspace
 from config import TrainConfig
 from data_options import PATHS
+from machine import usable_cores
 from models import record
 from models.record import CheckpointError
 from progress import duration, say
@@ -66,7 +66,7 @@ def choose(config: TrainConfig) -> Start:
     if run_id is None:
         if file is None and (architecture := weights_of(store, config)):
             config = options.with_model_of(config, architecture)
-        config, defaults = options.resolved(config, cores=os.cpu_count() or 1)
+        config, defaults = options.resolved(config, cores=usable_cores())
         return Start(store=store, config=config, defaults=defaults, run_id=None, facts={}, file=file)
     facts = stored_facts(store, run_id)
     stored = options.from_plain(facts["config"])
@@ -213,7 +213,7 @@ def configuration(store: Store, run: str, experiment: str) -> TrainConfig:
     run_id = run_id_of(store, run, experiment)
     facts = stored_facts(store, run_id)
     stored = config_of(facts)
-    return replace(options.to_repeat(stored, facts.get("defaults", ()), cores=os.cpu_count() or 1), from_run=run_id)
+    return replace(options.to_repeat(stored, facts.get("defaults", ()), cores=usable_cores()), from_run=run_id)
 
 
 def resumable_checkpoint(store: Store, run_id: str) -> tuple[dict[str, Any], str]:

@@ -34,7 +34,7 @@ LAYERS = (
         "data",
     ),
     ("data_options",),
-    ("commandline", "progress", "pace", "retention", "notes"),
+    ("commandline", "progress", "pace", "retention", "notes", "machine"),
 )
 PACKAGES = (
     *("tracking", "models", "metrics", "comparing", "evaluating", "recipes", "benchmarks"),

@@ -1,12 +1,12 @@
 """Detecting in a split's images and comparing with the ground truth: evaluation, and training's validation."""
 
-import os
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from machine import usable_cores
 from progress import Progress, say
 
 SCORER = "numpy"
@@ -82,10 +82,10 @@ def threads_as_in(training: dict[str, Any]) -> int:
     """Training's number of CPU threads, where this machine has as many cores."""
     import torch
 
-    threads, cores = training.get("threads") or torch.get_num_threads(), os.cpu_count() or 1
+    threads, cores = training.get("threads") or torch.get_num_threads(), usable_cores()
     if threads <= cores:
         return threads
-    say(f"note: training used {threads} CPU threads, this machine has {cores} cores: the last decimals may differ")
+    say(f"note: training used {threads} CPU threads, here are {cores} cores: the last decimals may differ")
     return torch.get_num_threads()
 
 
@@ -102,4 +102,4 @@ def loader_workers(asked: int | None, where: str) -> int:
     """Generated images cost less than processes that would draw them."""
     if asked is not None:
         return asked
-    return 0 if where == "generated" else min(4, os.cpu_count() or 1)
+    return 0 if where == "generated" else min(4, usable_cores())

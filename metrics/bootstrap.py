@@ -6,7 +6,6 @@ their image, so only counts change: the AP of a replicate is computed from weigh
 pycocotools computes it on the images that were drawn (equal scores apart, whose order is that of the given images).
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from machine import usable_cores
 from metrics.matching import AREAS, IOU_THRESHOLDS, MOST_DETECTIONS, Matches
 from progress import Progress
 
@@ -165,7 +165,7 @@ def weighted_scores(matches: Matches, weights: Iterable[np.ndarray]) -> Scores:
     """The scores of each row of `weights`, in blocks (rows, images) of int32."""
     classes = [_of_class(matches, index) for index in range(len(matches.classes))]
     blocks = []
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy works outside of Python's lock
+    with ThreadPoolExecutor(usable_cores()) as threads:  # numpy works outside of Python's lock
         for block in weights:
             scores = threads.map(partial(_class_scores, block), classes)
             blocks.append([np.stack(each, axis=-1) for each in zip(*scores, strict=True)])

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from machine import usable_cores
+
 MOST_BYTES_OF_DIFF = 1_000_000
 MOST_BYTES_A_FILE = 100_000
 MOST_BYTES_OF_UNTRACKED = 1_000_000
@@ -84,7 +86,7 @@ def environment() -> dict:
         "platform": platform.platform(),
         "host": platform.node(),
         "cpu": cpu_model(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": usable_cores(),
         "packages": packages(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }

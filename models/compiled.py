@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-BUCKET = 128  # pixels: images of 800 by up to 1333 come in 10 shapes, 5 of each orientation
+BUCKET = 128  # pixels: images of 800 by 800 to 1333 come in 9 shapes
 MOST_SHAPES = 256  # torch's own limit is 8; later ones would run as they are, and a resumed run has others later
 
 

@@ -29,6 +29,7 @@ from progress import say
 from tracking.errors import StoreError
 
 NOT_AS_EXPECTED = 1  # exit code
+FEWEST_REPLICATES = 20  # of which one is outside of a 95% interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,10 @@ class EvaluateConfig(DataOptions):
             raise commandline.ConfigError(f"--workers must not be negative, not {self.workers}")
         if self.batch_size is not None and self.batch_size < 1:
             raise commandline.ConfigError(f"--batch-size must be above 0, not {self.batch_size}")
+        if 0 < self.replicates < FEWEST_REPLICATES:
+            raise commandline.ConfigError(
+                f"--replicates {self.replicates}: an interval takes {FEWEST_REPLICATES} draws at least; 0: none"
+            )
         for name, value in {
             "--replicates": self.replicates,
             "--seed": self.seed,
@@ -113,10 +118,12 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         subject = read_subject(path, config)
     say(f"scoring {workspace.introduce(subject.checkpoint)}")
     scene = scene_of(store, subject.checkpoint, config)
+    # Read before these scores are logged: they would be found to be as expected.
+    expected = None if config.expect_run is None else expected_of_run(store, subject, scene, config)
     scored = scored_as_in_training(subject, scene, config)
     report = reported(store, subject, scene, scored, config)
-    if config.expect_run is not None:
-        report |= compared_with_run(store, subject, report, config)
+    if expected is not None:
+        report |= compared(report["metrics"], expected, config)
     return report
 
 
@@ -155,51 +162,68 @@ def reported(
             pictures += error_report.draw(
                 *told, lambda image: load_image(by_id[image["id"]]), place, shown_score=shown_score
             )
-        if config.output is not None:
-            files = {"detections": scored.results, "ground_truth": scored.ground_truth, "metrics": report}
-            for name, content in files.items():
-                record.write_json(config.output / f"{name}.json", content)
         if not config.no_log:
             try:
                 report |= log(store, report, subject, scene, pictures, scored)
             except StoreError as error:  # the score is there all the same
                 say(f"error: the evaluation is not in MLflow: {error}")
+        if config.output is not None:
+            files = {"detections": scored.results, "ground_truth": scored.ground_truth, "metrics": report}
+            for name, content in files.items():
+                record.write_json(config.output / f"{name}.json", content)
     return report
 
 
-def compared_with_run(store: Any, subject: Subject, report: dict[str, Any], config: EvaluateConfig) -> dict[str, Any]:
-    """`expected` and `as_expected` of the report: the scores that the run of --expect-run has of this checkpoint."""
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """The scores that a run has of a checkpoint."""
+
+    name: str  # the checkpoint's
+    run_id: str
+    metrics: dict[str, float]
+    is_same: bool  # whether it is the one that is scored
+
+
+def expected_of_run(store: Any, subject: Subject, scene: Scene, config: EvaluateConfig) -> Expected:
+    """What the run of --expect-run has of this checkpoint, or of its best one where this is none of its."""
+    from metrics import NAMES
+
     run_id = fetching.run_named(store, config.expect_run, config.experiment, config.metric).run_id
     known = store.checkpoints(run_id, metric=config.metric, with_pruned=True)
     same = [one for one in known if one.sha256 == subject.sha256]
     stored = same[0] if same else fetching.select(known, "best", config.metric, run_id)
-    prefixes = (f"eval/{report['dataset']}/{report['split']}/", *(("val/",) if report["split"] == "val" else ()))
     # Training's own scores come first: they are what is to be repeated.
-    expected = {
-        name: stored.metrics[prefix + name]
-        for prefix in prefixes
-        for name in report["metrics"]
-        if prefix + name in stored.metrics
+    prefixes = (metric_prefix(scene), *(("val/",) if scene.split == "val" else ()))
+    metrics = {
+        name: stored.metrics[prefix + name] for prefix in prefixes for name in NAMES if prefix + name in stored.metrics
     }
-    if not expected:
+    if not metrics:
         raise workspace.WorkspaceError(
-            f"Run {run_id} has no scores of {stored.name} on {report['dataset']} {report['split']} to expect. "
-            f"Make them: python evaluate.py --run {run_id} --split {report['split']}"
+            f"Run {run_id} has no scores of {stored.name} on {scene.data.name} {scene.split} to expect. "
+            f"Make them: python evaluate.py --run {run_id} --split {scene.split}"
         )
-    apart = {name: (value, report["metrics"].get(name)) for name, value in expected.items()}
+    return Expected(name=stored.name, run_id=run_id, metrics=metrics, is_same=bool(same))
+
+
+def compared(metrics: dict[str, float], expected: Expected, config: EvaluateConfig) -> dict[str, Any]:
+    """`expected` and `as_expected` of the report."""
+    apart = {name: (value, metrics.get(name)) for name, value in expected.metrics.items()}
     wrong = [
         f"{name} {'none' if now is None else format(now, '.6f')}, expected {value:.6f}"
         for name, (value, now) in apart.items()
         if now is None or abs(now - value) > config.tolerance
     ]
-    if not same:
-        wrong.insert(0, f"this checkpoint is not one of run {run_id}, whose {stored.name} it is compared with")
+    of_run = f"{expected.name} of run {expected.run_id}"
+    if not expected.is_same:
+        wrong.insert(
+            0, f"this checkpoint is not one of run {expected.run_id}, whose {expected.name} it is compared with"
+        )
     for line in wrong:
         say(f"not as expected: {line}")
     if not wrong:
         equal = "to the last digit" if all(value == now for value, now in apart.values()) else "within --tolerance"
-        say(f"as expected: the {len(expected)} scores of {stored.name} of run {run_id}, {equal}")
-    return {"expected": expected, "as_expected": not wrong}
+        say(f"as expected: the {len(apart)} scores of {of_run}, {equal}")
+    return {"expected": expected.metrics, "as_expected": not wrong}
 
 
 def store_for(config: EvaluateConfig) -> Any:

@@ -119,6 +119,8 @@ def prepare(start: Start) -> Job:
     amp = engine.amp_dtype(config.amp, device)
     if engine.emulates(amp, device):
         notes.append(f"note: this {device.type} has no instructions for --amp {config.amp}: it will be slower than off")
+    if config.compile:
+        notes.append("note: --compile: the first step of each shape of batches compiles, which may take minutes")
     model.to(device)
     average = None if config.ema is None else engine.averaged(model, config.ema)
     order = EpochBatches(data.records("train"), batch_size=config.batch_size, seed=config.seed)

@@ -157,4 +157,5 @@ def instead(runs: Sequence[Detected], config: Any) -> str:
     line = [*config.runs, *(["--against", *config.against] if config.against else [])]
     line += ["--experiment", config.experiment] if config.experiment else []
     line += ["--group-by", config.group_by] if config.group_by else []
+    line += ["--common-images"] if config.common_images else []
     return f"On test nothing was chosen: {score}; python compare.py {shlex.join(line)} --split test"

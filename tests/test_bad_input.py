@@ -14,6 +14,7 @@ BAD_INPUT = {
     "no run to choose from": (("evaluate.py", "--which", "0"), 2, "give --run"),
     "negative workers": (("evaluate.py", "--workers", "-1"), 2, "--workers"),
     "negative replicates": (("evaluate.py", "--replicates", "-1"), 2, "--replicates"),
+    "too few replicates": (("evaluate.py", "--replicates", "1"), 2, "--replicates"),
     "negative number of images": (("evaluate.py", "--worst", "-1"), 2, "--worst"),
     "an empty argument": (("restore.py", "small", "--output", ""), 2, "empty"),
     "an experiment without a name": (("train.py", "--experiment", " "), 2, "--experiment"),

@@ -352,7 +352,7 @@ def test_the_two_newest_that_detected_in_the_same_images_are_found(here, tmp_pat
         ({"runs": ("a",)}, "no comparison"),
         ({"against": ("a",)}, "before it"),
         ({"runs": ("a", "b"), "group_by": "lr"}, "--experiment"),
-        ({"experiment": "e", "replicates": 1}, "--replicates"),
+        ({"experiment": "e", "replicates": 19}, "--replicates"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options, says):

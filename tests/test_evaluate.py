@@ -45,6 +45,11 @@ def test_scores_are_compared_with_those_that_the_run_has(trained, run_here):
     ended = run_here("evaluate.py", "--run", "small", "--which", "0", "--expect-run", "small", *quick, "--json")
     report, (first, _) = json.loads(ended.stdout), open_store(trained.folder).checkpoints(trained.run_id)
     assert report["as_expected"] and report["expected"]["AP"] == first.metrics["val/AP"]
+    before = len(trained.runs())
+    for logging in ((), ("--no-log",)):  # scores that are logged now are not what is expected
+        ended = run_here("evaluate.py", "--expect-run", "small", "--split", "test", *logging, "--replicates", 0)
+        assert ended.returncode == 2 and "has no scores of epoch-001 on shapes test to expect" in ended.stderr
+    assert len(trained.runs()) == before
     ended = run_here("evaluate.py", "--expect-run", "small", "--split", "test", *quick)
     assert ended.returncode == 2 and "Make them: python evaluate.py --run" in ended.stderr
 

@@ -21,6 +21,7 @@ from evaluating.subject import (
     links,
     metric_prefix,
     read_subject,
+    say_pages,
     scene_of,
     scored_as_in_training,
 )
@@ -274,6 +275,7 @@ def log(
             description=note,
             **in_mlflow(checkpoint, scene),
         )
+    say_pages(store, evaluation_run)
     return {"evaluation_run_id": evaluation_run, "model_id": stored.model_id if stored else None}
 
 

@@ -33,6 +33,7 @@ def test_every_checkpoint_is_scored_and_logged_by_step(trained, run_here, tmp_pa
     expected = [(row["step"], pytest.approx(row["metrics"]["AP"])) for row in report["checkpoints"]]
     assert history["eval/shapes/val/AP"] == expected
     assert [step for step, _ in history["eval/shapes/val/AP_low"]] == [one.step for one in known]
+    assert f"evaluation: http://127.0.0.1:5000/#/experiments/1/runs/{report['evaluation_run_id']}" in ended.stderr
     logged = store.run(report["evaluation_run_id"]).tags
     assert logged["source_run_id"] == trained.run_id
     assert f"/runs/{trained.run_id}?" in logged[NOTE] and "/artifacts/figures/ap_by_epoch.png?" in logged[NOTE]

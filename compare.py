@@ -13,7 +13,8 @@ import notes
 import workspace
 from commandline import ConfigError
 from data_options import SPLITS
-from progress import say
+from evaluating.scoring import FEWEST_REPLICATES
+from progress import say, say_page
 from tracking.errors import StoreError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class CompareConfig:
         if self.split is not None and self.split not in SPLITS:
             raise ConfigError(f"--split is one of {', '.join(SPLITS)}, not {self.split}")
         for name, value, least in (
-            ("--replicates", self.replicates, 20),  # of which one is outside of a 95% interval
+            ("--replicates", self.replicates, FEWEST_REPLICATES),
             ("--seed", self.seed, 0),
             ("--images", self.images, 0),
         ):
@@ -167,8 +168,7 @@ def log(store: Any, report: dict[str, Any], sides: Sequence["Side"], files: dict
         tables=formats.tables(report),
         description=lambda run_id: formats.note(report, links(run_id)),
     )
-    pages = store.ui_urls(run_id)
-    say(f"comparison: {pages['run']}" + (f"\n  see it: {pages['command']}" if "command" in pages else ""))
+    say_page("comparison", store.ui_urls(run_id))
     return run_id
 
 

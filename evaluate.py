@@ -21,16 +21,14 @@ from evaluating.subject import (
     links,
     metric_prefix,
     read_subject,
-    say_pages,
     scene_of,
     scored_as_in_training,
 )
 from models import record
-from progress import say
+from progress import say, say_page
 from tracking.errors import StoreError
 
 NOT_AS_EXPECTED = 1  # exit code
-FEWEST_REPLICATES = 20  # of which one is outside of a 95% interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +88,9 @@ class EvaluateConfig(DataOptions):
             raise commandline.ConfigError(f"--workers must not be negative, not {self.workers}")
         if self.batch_size is not None and self.batch_size < 1:
             raise commandline.ConfigError(f"--batch-size must be above 0, not {self.batch_size}")
-        if 0 < self.replicates < FEWEST_REPLICATES:
+        if 0 < self.replicates < scoring.FEWEST_REPLICATES:
             raise commandline.ConfigError(
-                f"--replicates {self.replicates}: an interval takes {FEWEST_REPLICATES} draws at least; 0: none"
+                f"--replicates {self.replicates}: an interval takes {scoring.FEWEST_REPLICATES} draws at least; 0: none"
             )
         for name, value in {
             "--replicates": self.replicates,
@@ -275,7 +273,7 @@ def log(
             description=note,
             **in_mlflow(checkpoint, scene),
         )
-    say_pages(store, evaluation_run)
+    say_page("evaluation", store.ui_urls(evaluation_run))
     return {"evaluation_run_id": evaluation_run, "model_id": stored.model_id if stored else None}
 
 

@@ -185,19 +185,17 @@ def continued(
     """Put the run of --resume, or the file, into the parts: where that is, tags of where it comes from, and notes."""
     if start.run_id is None and start.file is None:
         return Position(), {}, []
-    saved, source = (
-        resuming.resumable_checkpoint(start.store, start.run_id)
-        if start.run_id
-        else (continuing.read(start.file, config), start.file)
-    )
-    fetching.require_same_classes(saved, data.classes)
     if start.run_id:
+        saved, source = resuming.resumable_checkpoint(start.store, start.run_id)
+        fetching.require_same_classes(saved, data.classes)
         require_same_steps(saved, plan, data, start.store)
         position, notes, origin = resuming.restore(saved, *parts), changes.told(changed), {}
         if changed.keys() & resuming.OF_OPTIMIZATION:
             resuming.adopt(config, parts.optimizer, parts.schedule)
         say(resuming.receipt(saved, position, source))
     else:
+        saved = continuing.read(start.file, config)
+        fetching.require_same_classes(saved, data.classes)
         length = {"steps_per_epoch": plan.steps_per_epoch, "last_step": plan.last_step}
         position, notes = continuing.restore(saved, start.file, *parts, **length)
         origin = continuing.origin(saved, start.file)

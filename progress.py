@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -13,6 +13,11 @@ SECONDS_BETWEEN_LINES = 15.0
 def say(text: str) -> None:
     """One message for people; stdout stays free for results. Does not tear a bar apart."""
     tqdm.write(text, file=sys.stderr)
+
+
+def say_page(what: str, pages: Mapping[str, str]) -> None:
+    """Where a run of such a kind is looked at; `pages` are those of Store.ui_urls."""
+    say(f"{what}: {pages['run']}" + (f"\n  see it: {pages['command']}" if "command" in pages else ""))
 
 
 class Progress:

@@ -8,7 +8,6 @@ compare.py gives for groups of three seeds stand two that leave something out: o
 """
 
 import argparse
-import os
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -17,6 +16,7 @@ from functools import partial
 import numpy as np
 
 import metrics
+from machine import usable_cores
 
 SEEDS, BOXES = 3, 4  # of a method, of an image
 SHARE, HARD_FOR_ALL, HARD_FOR_ONE = 0.7, 0.15, 0.15  # found, and how much that varies by image
@@ -78,7 +78,7 @@ def main() -> None:
     options = parser.parse_args()
     for deviation in SEED_DEVIATIONS:
         print(f"seeds vary the share of found boxes by {deviation}: a difference was shown in")
-        with ProcessPoolExecutor(os.cpu_count()) as processes:
+        with ProcessPoolExecutor(usable_cores()) as processes:
             trials = processes.map(partial(trial, options.images, deviation), range(options.trials), chunksize=5)
             shown = sum(trials, Counter())
         for name in ("one seed a side", "three seeds a side", "… by images alone", "… by seeds alone"):

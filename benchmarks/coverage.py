@@ -9,13 +9,13 @@ intervals that hold the mean AP of data sets of the same number of images is giv
 """
 
 import argparse
-import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import numpy as np
 
 import metrics
+from machine import usable_cores
 
 BOXES_PER_IMAGE = (2.0, 1.0, 0.25)  # of each class
 TRUTH_SETS, TRUTH_IMAGES = 20, 30_000
@@ -74,7 +74,7 @@ def covered(
     images: int, trials: int, replicates: int, truth: dict[str, float], *, first: int = 0
 ) -> dict[str, dict[str, float]]:
     """Of each number: the shares of intervals that hold the mean of the trials, and the truth, and their mean width."""
-    with ProcessPoolExecutor(os.cpu_count()) as processes:
+    with ProcessPoolExecutor(usable_cores()) as processes:
         results = list(processes.map(partial(trial, images, replicates), range(first, first + trials), chunksize=10))
     shares = {}
     for name in SHOWN:
@@ -87,7 +87,7 @@ def covered(
 
 def true_scores() -> dict[str, float]:
     """The mean of what large data sets score."""
-    with ProcessPoolExecutor(os.cpu_count()) as processes:
+    with ProcessPoolExecutor(usable_cores()) as processes:
         scores = list(processes.map(partial(unsampled, TRUTH_IMAGES), range(TRUTH_SETS)))
     return {name: float(np.mean([one[name] for one in scores])) for name in SHOWN}
 

@@ -19,12 +19,11 @@ from evaluating.subject import (
     links,
     metric_prefix,
     read_subject,
-    say_pages,
     scene_of,
     scored_as_in_training,
 )
 from models import record
-from progress import say
+from progress import say, say_page
 from tracking.errors import StoreError
 from workspace import RunFolder, WorkspaceError
 
@@ -80,7 +79,7 @@ def _keep(store: Any, report: dict[str, Any], subject: Subject, scene: Scene, co
         if not config.no_log:
             try:
                 report["evaluation_run_id"] = _logged(store, report, subject, scene, picture)
-                say_pages(store, report["evaluation_run_id"])
+                say_page("evaluation", store.ui_urls(report["evaluation_run_id"]))
             except StoreError as error:  # the scores are there all the same
                 say(f"error: the evaluation is not in MLflow: {error}")
         if config.output is not None:

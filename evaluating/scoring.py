@@ -10,6 +10,7 @@ from machine import usable_cores
 from progress import Progress, say
 
 SCORER = "numpy"
+FEWEST_REPLICATES = 20  # of which one is outside of a 95% interval
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -150,12 +150,6 @@ def links(store: Any, own: str, pictures: Sequence[Path], trained: str | None) -
     return notes.links([*pages, *([("the training", store.ui_urls(trained)["run"])] if trained else [])])
 
 
-def say_pages(store: Any, own: str) -> None:
-    """Where an evaluation's MLflow run is looked at."""
-    pages = store.ui_urls(own)
-    say(f"evaluation: {pages['run']}" + (f"\n  see it: {pages['command']}" if "command" in pages else ""))
-
-
 def metric_prefix(scene: Scene) -> str:
     """Of an evaluation's metrics in MLflow."""
     return f"eval/{scene.data.name}/{scene.split}/"

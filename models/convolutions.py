@@ -27,7 +27,8 @@ class FastConv2d(nn.Conv2d):
             weight, bias = weight * scale[:, None, None, None], shift if bias is None else bias * scale + shift
             norm.is_applied = True
         # Its backward pass in bfloat16 takes a CPU three times as long as in float32.
-        if input.device.type == "cpu" and is_depthwise(self) and torch.is_grad_enabled():
+        in_autocast = input.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if in_autocast and torch.is_grad_enabled() and is_depthwise(self):
             with torch.autocast("cpu", enabled=False):
                 return self._conv_forward(input.to(weight.dtype), weight, bias)
         return self._conv_forward(input, weight, bias)

@@ -14,7 +14,6 @@ from data.open import open_data
 from evaluating import error_report
 from metrics import coco_ground_truth
 from metrics.errors import ERRORS, Kind, analyse
-from tests.conftest import Trained
 from tracking.records import NOTE
 
 RED, PINK, GREEN = (214, 39, 40), (227, 119, 194), (44, 160, 44)  # of tab10: background, missed, hit
@@ -23,12 +22,6 @@ RED, PINK, GREEN = (214, 39, 40), (227, 119, 194), (44, 160, 44)  # of tab10: ba
 def pixels(path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
-
-
-def stored(trained: Trained):
-    from tracking.store import open_store
-
-    return open_store(trained.folder)
 
 
 def test_evaluate_tells_writes_and_logs_the_errors(trained, run_here, pictures, tmp_path):
@@ -57,7 +50,7 @@ def test_evaluate_tells_writes_and_logs_the_errors(trained, run_here, pictures, 
     width, height = 4 * 128 + figures.GAP_PIXELS, 2 * (4 * 96 + figures.TITLE_PIXELS + figures.GAP_PIXELS)
     in_rows = pixels(out / "figures" / "worst_images.jpg")  # three in the first row, one in the second
     assert in_rows.shape == (2 * (height + figures.GAP_PIXELS), 3 * width, 3)
-    store, evaluation = stored(trained), report["evaluation_run_id"]
+    store, evaluation = trained.store, report["evaluation_run_id"]
     logged = sorted(file.path for file in store.client.list_artifacts(evaluation, "figures"))
     assert {"figures/errors.png", "figures/worst_images.jpg"} <= set(logged)
     table = json.loads(

@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,11 +151,14 @@ def test_a_run_goes_on_with_its_data_at_another_place_but_not_with_others(home, 
 @pytest.mark.slow
 def test_runs_in_one_process_leave_no_thread_file_or_signal_handler(home, small, monkeypatch):
     monkeypatch.setattr("tracking.pulse.SAMPLE_SECONDS", 0.05)  # what a run of some minutes does
+    # MLflow's pool keeps as many connections (5 at most) as threads have ever wanted at once: a matter of chance
+    monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_POOL_SIZE", "1")
 
-    def held() -> tuple[int, int, list]:
+    def held() -> tuple[int, list[str], list]:
         gc.collect()
         handlers = [signal.getsignal(number) for number in train.EXIT_CODES]
-        return threading.active_count(), len(list(Path("/proc/self/fd").iterdir())), handlers
+        files = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        return threading.active_count(), files, handlers
 
     train.main(replace(small, max_steps=1))  # libraries keep what they open first
     before = held()
@@ -162,7 +166,7 @@ def test_runs_in_one_process_leave_no_thread_file_or_signal_handler(home, small,
         train.main(replace(small, max_steps=1, seed=seed))
     threads, files, handlers = held()
     assert (threads, handlers) == (before[0], before[2])
-    assert files <= before[1]
+    assert len(files) <= len(before[1]), Counter(files) - Counter(before[1])
 
 
 def test_a_run_repeated_from_its_record_has_the_same_weights(home, small, capfd):

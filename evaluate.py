@@ -29,6 +29,7 @@ from progress import say, say_page
 from tracking.errors import StoreError
 
 NOT_AS_EXPECTED = 1  # exit code
+TOLERANCE = 0.001  # of scores in 0..1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +78,8 @@ class EvaluateConfig(DataOptions):
     """Images with the most errors to name and draw: figures/worst_images.jpg; 0: none."""
     expect_run: commandline.Text = None
     """Fail (exit code 1) where this RUN's checkpoint has other scores in MLflow: is what was restored the run's?"""
-    tolerance: float = 0.001
-    """By how much each of these scores may differ: another processor's last digits are others."""
+    tolerance: commandline.Float = None
+    """With --expect-run: by how much each score may differ, as another processor's last digits are others. [0.001]"""
     no_log: bool = False
     """Do not write an evaluation run to MLflow."""
 
@@ -98,8 +99,10 @@ class EvaluateConfig(DataOptions):
             "--worst": self.worst,
             "--tolerance": self.tolerance,
         }.items():
-            if value < 0:
+            if value is not None and value < 0:
                 raise commandline.ConfigError(f"{name} must not be negative, not {value}")
+        if self.tolerance is not None and self.expect_run is None:
+            raise commandline.ConfigError("--tolerance is of the comparison with --expect-run RUN: give that too")
         if self.which == "all" and self.expect_run is not None:
             raise commandline.ConfigError("--expect-run is about one checkpoint: leave out --which all")
 
@@ -206,11 +209,12 @@ def expected_of_run(store: Any, subject: Subject, scene: Scene, config: Evaluate
 
 def compared(metrics: dict[str, float], expected: Expected, config: EvaluateConfig) -> dict[str, Any]:
     """`expected` and `as_expected` of the report."""
+    tolerance = TOLERANCE if config.tolerance is None else config.tolerance
     apart = {name: (value, metrics.get(name)) for name, value in expected.metrics.items()}
     wrong = [
         f"{name} {'none' if now is None else format(now, '.6f')}, expected {value:.6f}"
         for name, (value, now) in apart.items()
-        if now is None or abs(now - value) > config.tolerance
+        if now is None or abs(now - value) > tolerance
     ]
     of_run = f"{expected.name} of run {expected.run_id}"
     if not expected.is_same:

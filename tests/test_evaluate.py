@@ -75,3 +75,9 @@ def test_another_runs_checkpoint_and_other_scores_are_not_as_expected(home, smal
 def test_all_checkpoints_expect_nothing():
     with pytest.raises(ConfigError, match="leave out --which all"):
         EvaluateConfig(run="a", which="all", expect_run="a")
+
+
+@pytest.mark.parametrize("tolerance", [0.001, 0.5])
+def test_a_tolerance_of_nothing_is_refused(tolerance):
+    with pytest.raises(ConfigError, match="--tolerance is of the comparison with --expect-run RUN"):
+        EvaluateConfig(tolerance=tolerance)

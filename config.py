@@ -24,6 +24,7 @@ from commandline import (
     Text,
 )
 from data_options import DataOptions
+from machine import require_precision
 from retention import KEEP_ALL, parse_keep
 
 
@@ -149,6 +150,7 @@ class TrainConfig(DataOptions):
     """Check everything and time one step of the largest batch, then stop: nothing is tracked or saved."""
 
     def __post_init__(self):
+        require_precision(self.amp, self.device)
         positive = ("epochs", "max_steps", "batch_size", "lr", "image_min_size", "image_max_size", "fpn_channels")
         positive += ("roi_samples", "proposals", "clip_norm", "evaluate_every", "accumulate", "patience")
         for name in positive:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from machine import DeviceError, require_precision
+
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 ON_DEVICE = ("forward", "backward", "optimizer")  # parts of a step; the others are the loop's: tracking and data
 
@@ -301,12 +303,6 @@ def learning_rate_factor(
     return warmup * 0.1 ** sum(step >= milestone for milestone in milestone_steps)
 
 
-class DeviceError(ValueError):
-    """A device or precision that this machine does not have."""
-
-    exit_code = 2
-
-
 def choose_device(name: str) -> torch.device:
     """`auto` takes CUDA where there is one."""
     if name == "auto":
@@ -353,7 +349,6 @@ def emulates(amp: torch.dtype | None, device: torch.device) -> bool:
 
 
 def amp_dtype(name: str, device: torch.device) -> torch.dtype | None:
-    """`off`, `bf16` or `fp16` as a dtype; fp16 needs a GPU, where its gradients can be scaled."""
-    if name == "fp16" and device.type == "cpu":
-        raise DeviceError("--amp fp16 needs a GPU; on a CPU take --amp bf16")
+    """`off`, `bf16` or `fp16` as a dtype; DeviceError where the device does not have it."""
+    require_precision(name, device.type)
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]

@@ -24,6 +24,7 @@ from evaluating.subject import (
     scene_of,
     scored_as_in_training,
 )
+from machine import require_precision
 from models import record
 from progress import say, say_page
 from tracking.errors import StoreError
@@ -85,6 +86,7 @@ class EvaluateConfig(DataOptions):
 
     def __post_init__(self):
         fetching.require_one_source(self)
+        require_precision(self.amp, self.device)
         if self.workers is not None and self.workers < 0:
             raise commandline.ConfigError(f"--workers must not be negative, not {self.workers}")
         if self.batch_size is not None and self.batch_size < 1:
@@ -112,6 +114,10 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     if config.output is not None:
         workspace.require_writable(config.output)
     store = store_for(config)
+    import engine
+
+    # What this machine does not have is refused before anything is fetched and read.
+    engine.amp_dtype(config.amp or "off", engine.choose_device(config.device))
     if config.which == "all":
         from evaluating import by_epoch
 

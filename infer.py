@@ -14,6 +14,7 @@ import config as options
 import fetching
 import formats
 import workspace
+from machine import require_precision
 from progress import Progress, say
 
 
@@ -58,6 +59,7 @@ class InferConfig:
         if not self.sources:
             raise commandline.ConfigError("Give images, videos, folders or patterns: python infer.py SOURCE …")
         fetching.require_one_source(self)
+        require_precision(self.amp, self.device)
         if not 0 <= self.score_threshold <= 1:
             raise commandline.ConfigError(f"--score-threshold must be in 0..1, not {self.score_threshold}")
         for name in ("batch_size", "frame_stride"):

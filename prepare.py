@@ -103,6 +103,7 @@ def prepare(start: Start) -> Job:
     store, run_id, defaults = start.store, start.run_id, dict(start.defaults)
     config = replace(start.config, augmentation=read_augmentation(start.config.augmentation))
     device = engine.choose_device(config.device)
+    amp = engine.amp_dtype(config.amp, device)
     if config.compile:
         engine.require_compiler(device)
     cache_limit = 0 if config.cache == "none" else options.cache_bytes(config.cache, available_memory())
@@ -116,7 +117,6 @@ def prepare(start: Start) -> Job:
     require_metric(config.best_metric, data)
     code = environment.code_state(workspace.ROOT)
     model, architecture, notes = build_model(config, data.classes, store, fresh=run_id is None and start.file is None)
-    amp = engine.amp_dtype(config.amp, device)
     if engine.emulates(amp, device):
         notes.append(f"note: this {device.type} has no instructions for --amp {config.amp}: it will be slower than off")
     if config.compile:

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from tests.conftest import SMALL
 
@@ -79,3 +80,14 @@ def test_looking_at_an_empty_repository_creates_nothing(run_here, monkeypatch, t
         process = run_here(*arguments)
         assert process.returncode == code and "python train.py" in process.stdout + process.stderr
     assert not list(tmp_path.rglob("*.db"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, so that auto is that")
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+@pytest.mark.parametrize(
+    "arguments", [("train.py", *SMALL), ("evaluate.py", "--no-log"), ("infer.py", __file__)], ids=lambda each: each[0]
+)
+def test_a_precision_that_is_not_there_is_refused_before_anything_is_read(arguments, device, trained, run_here):
+    ended = run_here(*arguments, "--device", device, "--amp", "fp16")
+    assert (ended.returncode, ended.stdout) == (2, "") and "--amp fp16 needs a GPU" in ended.stderr
+    assert not [line for line in ended.stderr.splitlines() if "images" in line or "scoring" in line]

@@ -149,7 +149,8 @@ def reported(
     report = {
         "run_id": subject.checkpoint.get("run_id"),
         "model_id": None,
-        "epoch": subject.checkpoint.get("epoch"),
+        "epoch": workspace.finished_epoch(subject.checkpoint.get("epoch")),
+        "step": subject.checkpoint.get("step"),
         **about(scene),
         "metrics": scored.metrics,
         "per_class": scored.per_class,

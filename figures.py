@@ -181,8 +181,8 @@ def ap_curves(
 def ap_by_epoch(
     curves: Mapping[str, Sequence[tuple[float, float, tuple[float, float] | None]]], path: Path, *, title: str
 ) -> None:
-    """(epoch, value, its interval or None) of each metric as a PNG file, intervals shaded."""
-    with _axes(path, "epoch", "AP; shaded: its 95% interval", has_title=True) as axes:
+    """(epochs done, value, its interval or None) of each metric as a PNG file, intervals shaded."""
+    with _axes(path, "epochs done", "AP; shaded: its 95% interval", has_title=True) as axes:
         for name, points in curves.items():
             epochs, values, intervals = zip(*points, strict=True)
             (line,) = axes.plot(epochs, values, marker="o", label=name)

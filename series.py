@@ -131,11 +131,11 @@ def told_by_store(run: dict[str, Any]) -> dict[str, Any]:
 def told(position: dict[str, Any]) -> dict[str, Any]:
     """How far a run is, in the words that run.json and the tags share."""
     keys = ("epochs", "step", "total_steps", "steps_per_epoch", "seconds", "seconds_left", "host")
-    epoch, best = position.get("epoch"), position.get("best")
+    best = position.get("best")
     return {
         **{key: position.get(key) for key in keys},
-        "epoch": epoch if epoch is not None and epoch >= 0 else None,
-        "best": best and {key: best.get(key) for key in ("name", "epoch", "metric", "value")},
+        "epoch": workspace.finished_epoch(position.get("epoch")),
+        "best": best and workspace.best_told(best),
         "process": (position.get("host"), position.get("pid")),
     }
 

@@ -90,11 +90,9 @@ def main(config: StatusConfig) -> dict[str, Any]:
         "tracking_uri": recorded_uri or uri,
         "moved_from": [str(folder) for folder in home.former] if home else [],
         "run_status": run_status(run_id, recorded_uri or uri, ask),
-        **{
-            key: entry.get(key)
-            for key in ("epoch", "epochs", "step", "batches_done", "metrics", "architecture", "classes", "dataset")
-        },
-        **{key: entry.get(key) for key in ("sha256", "size_bytes", "resumable", "role")},
+        "epoch": workspace.finished_epoch(entry.get("epoch")),
+        **{key: entry.get(key) for key in ("epochs", "step", "batches_done", "metrics", "architecture", "classes")},
+        **{key: entry.get(key) for key in ("dataset", "sha256", "size_bytes", "resumable", "role")},
         **{
             "pinned": bool(entry.get("pinned")),
             "best": best_known(recorded_run(path), folders, uri, ask),
@@ -115,6 +113,7 @@ def training_state(folders: list[RunFolder]) -> dict[str, Any]:
     state = chosen.state()
     keys = ("run_name", "epoch", "epochs", "step", "total_steps", "seconds_left", "updated", "pid", "host", "error")
     known = {key: state.get(key) for key in keys}
+    known["epoch"] = workspace.finished_epoch(known["epoch"])
     return {"state": chosen.training(), "run_id": chosen.run_id} | known
 
 
@@ -156,12 +155,12 @@ def best_known(recorded: str | None, folders: list[RunFolder], uri: str, ask: As
     for folder in sorted(folders, key=lambda folder: folder.run_id != recorded):
         best = folder.state().get("best")
         if best:
-            return {"run_id": folder.run_id} | {key: best.get(key) for key in ("name", "epoch", "metric", "value")}
+            return {"run_id": folder.run_id} | workspace.best_told(best)
     look, store = ask(uri)
     for run in look.newest_runs(store, 20) or []:
         found = look.peek_checkpoints(store, run["run_id"])
         if found and found.get("best"):
-            return {"run_id": run["run_id"]} | found["best"]
+            return {"run_id": run["run_id"]} | found["best"] | workspace.best_told(found["best"])
     return None
 
 

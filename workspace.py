@@ -342,16 +342,28 @@ def choosing(best: dict[str, Any]) -> str:
     return "" if best["metric"] == "val/AP" else f" --metric {best['metric']}"
 
 
+def finished_epoch(epoch: Any) -> int | None:
+    """A checkpoint's `epoch` as reports have it: the last finished one, from 0; None, not −1, before the first ends."""
+    return epoch if isinstance(epoch, int) and epoch >= 0 else None
+
+
+def best_told(best: dict[str, Any]) -> dict[str, Any]:
+    """A run's best checkpoint as reports have it."""
+    told = {key: best.get(key) for key in ("name", "epoch", "metric", "value")}
+    return told | {"epoch": finished_epoch(told["epoch"])}
+
+
 def introduce(entry: dict[str, Any]) -> str:
-    """A checkpoint in one line: run, epoch, data, score."""
+    """A checkpoint, or a report on it, in one line: run, epoch, data, score."""
     run = entry.get("run_id")
     model = (entry.get("architecture") or {}).get("builder", "checkpoint")
     parts = [f"run {entry.get('run_name')} ({run[:8]})" if run else f"a {model} without a run"]
-    if isinstance(entry.get("epoch"), int):
-        is_inside = entry.get("batches_done") or entry["epoch"] < 0
-        epoch = entry["epoch"] + (1 if is_inside else 0)
+    finished, step = finished_epoch(entry.get("epoch")), entry.get("step")
+    if finished is not None or step is not None:
+        is_inside = entry.get("batches_done") or finished is None
+        epoch = 0 if finished is None else finished + bool(is_inside)
         of = f" ({epoch + 1} of {entry['epochs']})" if entry.get("epochs") else ""
-        parts.append(f"step {entry.get('step')}, in epoch {epoch}{of}" if is_inside else f"epoch {epoch}{of}")
+        parts.append(f"step {step}, in epoch {epoch}{of}" if is_inside else f"epoch {epoch}{of}")
     if entry.get("dataset"):
         parts.append(f"trained on {entry['dataset']['name']}")
     if "val/AP" in (entry.get("metrics") or {}):

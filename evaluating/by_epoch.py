@@ -63,7 +63,7 @@ def _row(stored: Any, subject: Subject, scene: Scene, config: Any, *, aloud: boo
     return {
         "checkpoint": stored.name,
         "model_id": stored.model_id,
-        "epoch": stored.epoch,
+        "epoch": workspace.finished_epoch(stored.epoch),
         "step": stored.step,
         "metrics": scored.metrics,
         "intervals": found,
@@ -75,7 +75,8 @@ def _keep(store: Any, report: dict[str, Any], subject: Subject, scene: Scene, co
     with tempfile.TemporaryDirectory(prefix="figures-") as folder:
         picture = (config.output or Path(folder)) / "figures" / "ap_by_epoch.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
-        figures.ap_by_epoch(_curves(report["checkpoints"]), picture, title=_title(subject, scene))
+        curves = _curves(report["checkpoints"], subject.checkpoint["steps_per_epoch"])
+        figures.ap_by_epoch(curves, picture, title=_title(subject, scene))
         if not config.no_log:
             try:
                 report["evaluation_run_id"] = _logged(store, report, subject, scene, picture)
@@ -91,11 +92,13 @@ def _title(subject: Subject, scene: Scene) -> str:
     return f"{name} on {scene.data.name} {scene.split}"
 
 
-def _curves(rows: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float, tuple[float, float] | None]]]:
+def _curves(
+    rows: Sequence[dict[str, Any]], steps_per_epoch: int
+) -> dict[str, list[tuple[float, float, tuple[float, float] | None]]]:
     """{metric: [(epochs done, value, interval)]}."""
     return {
         name: [
-            (row["step"] if row["epoch"] is None else row["epoch"], row["metrics"][name], row["intervals"].get(name))
+            (row["step"] / steps_per_epoch, row["metrics"][name], row["intervals"].get(name))
             for row in rows
             if name in row["metrics"]
         ]

@@ -76,7 +76,7 @@ def result_row(store: Store, evaluation: Any, split: str) -> dict[str, Any] | No
             "AP50": f"{scores['AP50']:.4f}",
         },
         **classes,
-        "epoch": checkpoint.epoch if checkpoint else None,
+        "epoch": workspace.finished_epoch(checkpoint.epoch) if checkpoint else None,
         "minutes": f"{(run.end_time - run.start_time) / 60000:.0f}",
         "run_id": run.run_id,
         "evaluation_run_id": evaluation.info.run_id,

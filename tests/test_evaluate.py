@@ -10,6 +10,7 @@ import train
 from commandline import ConfigError
 from evaluate import EvaluateConfig
 from evaluating import scoring
+from tests.conftest import last_checkpoint
 from tracking.records import NOTE
 
 
@@ -36,6 +37,22 @@ def test_every_checkpoint_is_scored_and_logged_by_step(trained, run_here, tmp_pa
     logged = store.run(report["evaluation_run_id"]).tags
     assert logged["source_run_id"] == trained.run_id
     assert f"/runs/{trained.run_id}?" in logged[NOTE] and "/artifacts/figures/ap_by_epoch.png?" in logged[NOTE]
+
+
+def test_before_the_first_epoch_ends_reports_have_none_and_the_step(home, small, run_script):
+    run_id = train.main(replace(small, max_steps=1))
+    assert last_checkpoint(run_id)["epoch"] == -1  # as models/faster_rcnn/README.md has the format
+    report = json.loads(run_script("status.py", "--json").stdout)
+    assert [part["epoch"] for part in (report, report["training"], report["best"])] == [None] * 3
+    assert (report["step"], report["batches_done"]) == (1, 1)
+    assert "step 1, in epoch 0 (1 of 2)" in run_script("status.py").stdout
+    quick = ("--no-log", "--replicates", 0, "--json")
+    one, every = (
+        json.loads(run_script("evaluate.py", "--run", run_id, *which, *quick).stdout)
+        for which in ((), ("--which", "all"))
+    )
+    for told in (one, *every["checkpoints"]):
+        assert (told["epoch"], told["step"]) == (None, 1)
 
 
 def test_scores_are_compared_with_those_that_the_run_has(trained, run_here):

@@ -1,5 +1,6 @@
 """Pictures of detections and of training. The only door to supervision."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 
 LEGIBLE = 400  # pixels on the longer side: below it a drawn word cannot be read
 PADDING = 3  # pixels around a label's text
-TITLE_PIXELS, GAP_PIXELS = 28, 8
+TITLE_PIXELS, GAP_PIXELS, SWATCH_PIXELS = 28, 8, 14
 LONGEST_SIDE = 640  # pixels of a picture beside others
 LONGEST_LABEL = 22  # characters beside a picture's curves
 MOST_CURVES = 16  # in one picture
@@ -42,15 +43,14 @@ def draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, texts: list[s
     """
     import supervision
 
+    # supervision draws blue, green, red, as OpenCV has pixels; ours are red, green, blue
+    colors = supervision.ColorPalette([supervision.Color(*reversed(each)) for each in tab10()])
     factor = -(-LEGIBLE // max(image.shape[:2]))
     drawn = image.repeat(factor, axis=0).repeat(factor, axis=1)
     found = supervision.Detections(xyxy=boxes.reshape(-1, 4) * float(factor), class_id=labels.astype(int))
     size = drawn.shape[1::-1]
     thickness = supervision.calculate_optimal_line_thickness(size)
     scale = supervision.calculate_optimal_text_scale(size)
-    tab10 = supervision.ColorPalette.from_matplotlib("tab10", 10).colors
-    # supervision draws blue, green, red, as OpenCV has pixels; ours are red, green, blue
-    colors = supervision.ColorPalette([supervision.Color(each.b, each.g, each.r) for each in tab10])
     drawn = supervision.BoxAnnotator(colors, thickness=thickness).annotate(drawn, found)
     # supervision's own smart_position would spread the labels, which leave their boxes then and jump in a video.
     found.xyxy[:, :2] = _corners_inside(found.xyxy[:, :2], texts, scale, size)
@@ -58,6 +58,13 @@ def draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, texts: list[s
     return supervision.LabelAnnotator(colors, text_scale=scale, text_padding=PADDING).annotate(
         drawn, found[named], labels=[text for text in texts if text]
     )
+
+
+def tab10() -> list[tuple[int, int, int]]:
+    """The colours of boxes, red, green and blue in 0..255 each."""
+    import supervision
+
+    return [each.as_rgb() for each in supervision.ColorPalette.from_matplotlib("tab10", 10).colors]
 
 
 def resized(image: np.ndarray, longest: int) -> tuple[np.ndarray, float]:
@@ -122,6 +129,22 @@ def under_title(title: str, picture: np.ndarray) -> np.ndarray:
 
     strip = Image.new("RGB", (picture.shape[1], TITLE_PIXELS), "white")
     ImageDraw.Draw(strip).text((4, TITLE_PIXELS // 2), title, "black", ImageFont.load_default(16), anchor="lm")
+    return np.concatenate([np.asarray(strip), picture])
+
+
+def under_legend(meanings: Mapping[str, int], picture: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) uint8 RGB below what the colours of `draw`, by their numbers, mean in it."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font, colors, width = ImageFont.load_default(16), tab10(), picture.shape[1]
+    column = 3 * SWATCH_PIXELS + max(math.ceil(font.getlength(text)) for text in meanings)
+    across = max(1, width // column)
+    strip = Image.new("RGB", (width, -(-len(meanings) // across) * TITLE_PIXELS), "white")
+    pen = ImageDraw.Draw(strip)
+    for number, (text, color) in enumerate(meanings.items()):
+        x, y = 4 + number % across * column, number // across * TITLE_PIXELS + TITLE_PIXELS // 2
+        pen.rectangle((x, y - SWATCH_PIXELS // 2, x + SWATCH_PIXELS, y + SWATCH_PIXELS // 2), colors[color])
+        pen.text((x + 1.5 * SWATCH_PIXELS, y), text, "black", font, anchor="lm")
     return np.concatenate([np.asarray(strip), picture])
 
 

@@ -24,6 +24,17 @@ COLORS = {
     Kind.BOTH: 5,
     Kind.MISSED: 6,
 }
+MEANINGS = {
+    Kind.HIT: "right: an object, and what found it",
+    Kind.MISSED: "an object not found",
+    Kind.CLASSIFICATION: "classification: on one of another class",
+    Kind.LOCALISATION: "localisation: beside an object",
+    Kind.BOTH: "both: beside one of another class",
+    Kind.DUPLICATE: "duplicate: on one found already",
+    Kind.BACKGROUND: "background: on nothing",
+    Kind.IGNORED: "a crowd, not counted",
+}
+LEGEND = {text: COLORS[kind] for kind, text in MEANINGS.items()}
 
 Coco = Sequence[Mapping[str, Any]]  # annotations or results
 Pixels = Callable[[Mapping[str, Any]], np.ndarray | None]  # an image of the ground truth → uint8 (H, W, 3)
@@ -100,7 +111,7 @@ def draw(
     if pictures:
         paths.append(folder / "worst_images.jpg")
         rows = [figures.side_by_side(pictures[at : at + A_ROW]) for at in range(0, len(pictures), A_ROW)]
-        figures.write(figures.side_by_side(rows, axis=0), paths[-1])
+        figures.write(figures.under_legend(LEGEND, figures.side_by_side(rows, axis=0)), paths[-1])
     return paths
 
 
@@ -125,15 +136,31 @@ def picture(
         for place, each in there
     ]
     detections = [(kind, _said_of_detection(kind, names, each), each["bbox"]) for kind, each in found]
-    counts = Counter(kind.title for kind, _ in found if kind in WRONG)
-    told = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "no error"
+    above = _objects_counted(errors, [place for place, _ in there], shown_score)
+    below = _detections_counted([kind for kind, _ in found])
     return figures.marked(
         pixels,
         {
-            f"ground truth: {image['file_name']}": _marks(objects),
-            f"detections, score {shown_score:.2g} or more: {told}": _marks(detections),
+            f"ground truth: {above} ({image['file_name']})": _marks(objects),
+            f"detections from {shown_score:.2g} on: {below}": _marks(detections),
         },
     )
+
+
+def _objects_counted(errors: Errors, places: Sequence[int], shown_score: float) -> str:
+    """2 found, 1 below 0.5, 3 not found"""
+    score = errors.found_at[places]
+    found, below, unfound = (
+        int(each.sum()) for each in (score >= shown_score, score < shown_score, errors.unfound()[places])
+    )
+    return f"{found} found" + (f", {below} below {shown_score:.2g}" if below else "") + f", {unfound} not found"
+
+
+def _detections_counted(kinds: Sequence[Kind]) -> str:
+    """3 right, 12 wrong (9 background, 2 duplicate, 1 both)"""
+    wrong = Counter(kind.title for kind in kinds if kind in WRONG)
+    by_kind = ", ".join(f"{count} {name}" for name, count in wrong.most_common())
+    return f"{kinds.count(Kind.HIT)} right, {wrong.total()} wrong" + (f" ({by_kind})" if by_kind else "")
 
 
 def _said_of_object(errors: Errors, place: int, name: str, crowd: int, shown_score: float) -> tuple[Kind, str]:

@@ -49,7 +49,8 @@ def test_evaluate_tells_writes_and_logs_the_errors(trained, run_here, pictures, 
 
     width, height = 4 * 128 + figures.GAP_PIXELS, 2 * (4 * 96 + figures.TITLE_PIXELS + figures.GAP_PIXELS)
     in_rows = pixels(out / "figures" / "worst_images.jpg")  # three in the first row, one in the second
-    assert in_rows.shape == (2 * (height + figures.GAP_PIXELS), 3 * width, 3)
+    legend = figures.under_legend(error_report.LEGEND, np.zeros((0, 3 * width, 3), np.uint8))
+    assert in_rows.shape == (len(legend) + 2 * (height + figures.GAP_PIXELS), 3 * width, 3)
     store, evaluation = trained.store, report["evaluation_run_id"]
     logged = sorted(file.path for file in store.client.list_artifacts(evaluation, "figures"))
     assert {"figures/errors.png", "figures/worst_images.jpg"} <= set(logged)
@@ -108,6 +109,20 @@ def test_errors_are_written_on_their_boxes_and_hits_are_not(case, pictures):
     assert colored(picture, RED).sum() > colored(picture, PINK).sum() / 2 > 500  # filled: words stand on it
     inside = found[top + 4 * 2 + 5 : top + 4 * 40 - 5, 4 * 2 + 5 : 4 * 40 - 5]
     assert (inside == 128).all()  # of the hit in the corner, whose label would have no room but there
+
+
+def test_headings_count_what_is_right_wrong_and_not_found(case):
+    *_, errors = case
+    assert error_report._objects_counted(errors, [0, 1], 0.5) == "1 found, 1 not found"
+    assert error_report._objects_counted(errors, [0, 1], 0.95) == "0 found, 1 below 0.95, 1 not found"
+    kinds = [Kind(kind) for kind in errors.kinds]
+    assert error_report._detections_counted(kinds) == "1 right, 2 wrong (2 background)"
+    assert error_report._detections_counted([]) == "0 right, 0 wrong"
+
+
+def test_every_colour_has_a_meaning_of_its_own():
+    assert error_report.MEANINGS.keys() == error_report.COLORS.keys() == set(Kind)
+    assert len(error_report.LEGEND) == len(set(error_report.LEGEND.values())) == len(Kind)
 
 
 def test_an_object_found_below_the_shown_score_says_so(case):

@@ -1,6 +1,7 @@
 """Drawn detections: where the boxes are, in which colours, and at which size."""
 
 import numpy as np
+import pytest
 
 import figures
 
@@ -50,3 +51,16 @@ def test_labels_of_boxes_at_the_edges_lie_in_the_picture():
         _, without = drawn(500, 600, [[x, y, x + 40, y + 60]], [1], [""])
         filled[place] = ((result != image).any(axis=2) & (result != without).any(axis=2)).sum()
     assert min(filled.values()) > 0.8 * filled["middle"] > 500
+
+
+@pytest.mark.parametrize("width", [1000, 40])
+def test_a_legend_has_each_colour_above_the_picture(width):
+    picture = np.full((10, width, 3), 7, np.uint8)
+    meanings = {"a hit": 2, "an object not found": 6}
+    whole = figures.under_legend(meanings, picture)
+    strip = whole[:-10]
+    assert len(strip) == figures.TITLE_PIXELS * (1 if width == 1000 else 2) and (whole[-10:] == picture).all()
+    for color in ((44, 160, 44), (227, 119, 194)):  # of tab10
+        there = (strip == color).all(axis=-1)
+        assert there.sum() == (figures.SWATCH_PIXELS + 1) ** 2
+    assert (strip < 100).all(axis=-1).any()  # words

@@ -76,7 +76,7 @@ class EvaluateConfig(DataOptions):
     output: commandline.File = None
     """Folder for detections.json and ground_truth.json (COCO), metrics.json and figures/."""
     worst: int = 6
-    """Images with the most errors to name and draw: figures/worst_images.jpg; 0: none."""
+    """Images with the most errors to name and draw, nine a page: figures/worst_images.jpg, _2.jpg …; 0: none."""
     expect_run: commandline.Text = None
     """Fail (exit code 1) where this RUN's checkpoint has other scores in MLflow: is what was restored the run's?"""
     tolerance: commandline.Float = None

@@ -1,5 +1,6 @@
 """What evaluate.py tells of errors: in words, as a table, as bars, and drawn on the worst images."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import figures
 from metrics.errors import BACKGROUND, ERRORS, FOREGROUND, WRONG, Errors, Kind
 
 SHOWN_SCORE = 0.5  # from which detections are drawn
-A_ROW = 3  # worst images beside each other
+A_ROW, A_PAGE = 3, 9  # worst images beside each other, and in one picture
 COLUMNS = ["error", "AP50 lost", "count"]
 # Of boxes and bars, tab10's.
 COLORS = {
@@ -96,6 +97,7 @@ def draw(
 ) -> list[Path]:
     """Writes the costs as bars and the worst images of the report, where there are any; returns their paths.
 
+    Of more than A_PAGE images each further A_PAGE have a page of their own: worst_images_2.jpg, worst_images_3.jpg …
     Images that `pixels_of` has not are left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,12 +109,16 @@ def draw(
     by_id = {image["id"]: image for image in ground_truth["images"]}
     chosen = [by_id[one["image_id"]] for one in report["worst_images"]]
     told = errors, ground_truth, results, shown_score
-    pictures = [picture(pixels, each, *told) for each in chosen if (pixels := pixels_of(each)) is not None]
-    if pictures:
-        paths.append(folder / "worst_images.jpg")
-        rows = [figures.side_by_side(pictures[at : at + A_ROW]) for at in range(0, len(pictures), A_ROW)]
+    pictures = (picture(pixels, each, *told) for each in chosen if (pixels := pixels_of(each)) is not None)
+    for stale in folder.glob("worst_images_[0-9]*.jpg"):  # of an evaluation that drew more
+        stale.unlink()
+    for number in itertools.count(1):
+        page = list(itertools.islice(pictures, A_PAGE))
+        if not page:
+            return paths
+        paths.append(folder / ("worst_images.jpg" if number == 1 else f"worst_images_{number}.jpg"))
+        rows = [figures.side_by_side(page[at : at + A_ROW]) for at in range(0, len(page), A_ROW)]
         figures.write(figures.under_legend(LEGEND, figures.side_by_side(rows, axis=0)), paths[-1])
-    return paths
 
 
 def picture(

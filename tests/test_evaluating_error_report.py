@@ -120,6 +120,29 @@ def test_headings_count_what_is_right_wrong_and_not_found(case):
     assert error_report._detections_counted([]) == "0 right, 0 wrong"
 
 
+def test_many_of_the_worst_are_drawn_on_pages(case, tmp_path):
+    record, *_ = case
+    records = [replace(record, image_id=number, name=f"{number}.png") for number in range(1, error_report.A_PAGE + 3)]
+    truth = coco_ground_truth(records, ["star"])
+    errors, folder = analyse(truth, []), tmp_path / "figures"
+    folder.mkdir()
+    for name in ("worst_images_2.jpg", "worst_images_12.jpg", "worst_images_mine.jpg"):
+        (folder / name).touch()
+
+    def pixels_of(image):
+        return None if image["id"] == 1 else np.full((image["height"], image["width"], 3), 128, np.uint8)
+
+    told = error_report.in_report(errors, truth, [], worst=len(records))
+    paths = error_report.draw(told, errors, truth, [], pixels_of, folder)
+    assert [path.name for path in paths] == ["errors.png", "worst_images.jpg", "worst_images_2.jpg"]
+    assert {path.name for path in folder.iterdir()} == {"worst_images_mine.jpg", *(path.name for path in paths)}
+    full, rest = (pixels(path).shape for path in paths[1:])
+    assert full[1] == 3 * rest[1]  # three in a row; one is left
+    rows = [np.zeros((0, shape[1], 3), np.uint8) for shape in (full, rest)]
+    legends = [len(figures.under_legend(error_report.LEGEND, row)) for row in rows]
+    assert full[0] - legends[0] == 3 * (rest[0] - legends[1])
+
+
 def test_every_colour_has_a_meaning_of_its_own():
     assert error_report.MEANINGS.keys() == error_report.COLORS.keys() == set(Kind)
     assert len(error_report.LEGEND) == len(set(error_report.LEGEND.values())) == len(Kind)

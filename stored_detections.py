@@ -209,9 +209,12 @@ def _of_evaluation(store: Any, evaluation: Any, split: str | None) -> Detected:
     source = source and store.known_as(source)
     run = store.run(source) if source else evaluation
     if not _keeps(store, evaluation):
-        mend = command(run.run_id, split or "test") if source else "python evaluate.py"
+        mend = "python evaluate.py"
+        if source:  # without a checkpoint it is of several
+            which = evaluation.tags.get("checkpoint", "NAME")
+            mend = command(run.run_id, evaluation.tags.get("split", "test"), which)
         raise WorkspaceError(
-            f"Evaluation {evaluation.run_id} ({evaluation.name}) keeps no detections. Score it again: {mend}"
+            f"Evaluation {evaluation.run_id} ({evaluation.name}) keeps no detections. Score a checkpoint alone: {mend}"
         )
     its_split = evaluation.tags["split"]
     if split not in (None, its_split):

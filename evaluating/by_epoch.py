@@ -28,6 +28,11 @@ from tracking.errors import StoreError
 from workspace import RunFolder, WorkspaceError
 
 SHOWN = ("AP", "AP50", "AP75")
+# An evaluation keeps the detections of one checkpoint, so that compare.py need not be told which.
+COMPARING = (
+    "score each alone, which keeps its detections (--which NAME instead of all), "
+    "then python compare.py with the IDs of these evaluations"
+)
 
 
 def main(store: Any, config: Any) -> dict[str, Any]:
@@ -46,6 +51,8 @@ def main(store: Any, config: Any) -> dict[str, Any]:
     best = max(rows, key=lambda row: row["metrics"].get("AP", 0.0))["checkpoint"]
     report = {"run_id": run_id, **about(scene), "checkpoints": rows, "best": best, "evaluation_run_id": None}
     _keep(store, report, subject, scene, config)
+    if len(rows) > 1:
+        say(f"to compare two of them: {COMPARING}")
     return report
 
 
@@ -132,7 +139,7 @@ def _logged(store: Any, report: dict[str, Any], subject: Subject, scene: Scene, 
 def _note(report: dict[str, Any], links: str) -> str:
     rows = [[row["checkpoint"], *_cells(row, SHOWN[:2])] for row in report["checkpoints"]]
     first = f"Every checkpoint of run `{report['run_id']}` on **{report['dataset']}** {report['split']}."
-    return "\n\n".join([first, links, notes.table(["checkpoint", *SHOWN[:2]], rows)])
+    return "\n\n".join([first, links, notes.table(["checkpoint", *SHOWN[:2]], rows), f"To compare two: {COMPARING}."])
 
 
 def _cells(row: dict[str, Any], names: Sequence[str]) -> list[str]:

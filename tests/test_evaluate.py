@@ -39,6 +39,21 @@ def test_every_checkpoint_is_scored_and_logged_by_step(trained, run_here, tmp_pa
     assert f"/runs/{trained.run_id}?" in logged[NOTE] and "/artifacts/figures/ap_by_epoch.png?" in logged[NOTE]
 
 
+def test_two_checkpoints_of_a_run_are_compared_as_the_evaluations_that_score_each_alone(trained, run_here):
+    score = ("evaluate.py", "--run", "small", "--replicates", 0, "--json", "--which")
+    ended = run_here(*score, "all")
+    assert "to compare two of them: score each alone, which keeps its detections (--which NAME" in ended.stderr
+    of_all, *alone = (
+        json.loads(each.stdout)["evaluation_run_id"] for each in (ended, *(run_here(*score, name) for name in "01"))
+    )
+    ended = run_here("compare.py", of_all, alone[0])
+    assert (
+        ended.returncode == 2 and f"python evaluate.py --run {trained.run_id} --split val --which NAME" in ended.stderr
+    )
+    ended = run_here("compare.py", *alone, "--replicates", 20, "--images", 0, "--no-log")
+    assert ended.returncode == 0 and "small" in ended.stdout and "epoch-000" in ended.stdout, ended.stderr
+
+
 def test_before_the_first_epoch_ends_reports_have_none_and_the_step(home, small, run_script):
     run_id = train.main(replace(small, max_steps=1))
     assert last_checkpoint(run_id)["epoch"] == -1  # as models/faster_rcnn/README.md has the format

@@ -14,7 +14,7 @@ from tracking import environment
 from tracking.errors import StoreError
 
 if TYPE_CHECKING:
-    from data.records import DetectionData
+    from data.detection_data import DetectionData
 
 OF_ONE_START = ("resume", "from_run", "strict", "dry_run", "allow_change", "tag", "run_name")
 CHANGED = "changed_"

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from data.records import DetectionData
+from data.detection_data import DetectionData
 from data.survey import STEPS_AN_OCTAVE, survey
 from data.told import defect_lines, tally
 from survey_figure import survey_figure

@@ -21,7 +21,7 @@ from workspace import BEST, RunFolder, WorkspaceError, deliver_if_idle, local_ru
 
 if TYPE_CHECKING:
     from data.columns import Records
-    from data.records import DetectionData
+    from data.detection_data import DetectionData
 
 
 def store_of(word: str) -> Any:

@@ -24,8 +24,8 @@ from building import build_architecture, build_model, optimization
 from config import TrainConfig
 from data.cache import ImageCache, available_memory
 from data.dataset import DetectionDataset
+from data.detection_data import DetectionData
 from data.open import open_data
-from data.records import DetectionData
 from data.sampling import EpochBatches
 from data.transforms import build_transform, read_augmentation
 from data_options import PATHS

@@ -8,7 +8,8 @@ import numpy as np
 import figures
 import workspace
 from data.dataset import DetectionDataset
-from data.records import DataError, DetectionData, Record
+from data.detection_data import DetectionData
+from data.records import DataError, Record
 from data.transforms import build_transform, read_augmentation
 
 CELL_PIXELS = 400  # on the longer side of each picture: the words beside boxes can be read

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from data.records import DataError, DetectionData, Record
+from data.detection_data import DetectionData
+from data.records import DataError, Record
 
 
 def export_coco(data: DetectionData, to: Path) -> list[Path]:

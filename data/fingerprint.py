@@ -2,23 +2,21 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from data.records import Record
+from data.records import Record
 
 DIGITS = 16
 CLASS_BYTES = 6  # of a class name's digest: a float64 holds such a number exactly
 
 
-def of_image(record: "Record") -> str:
+def of_image(record: Record) -> str:
     """sha256 (hex) of an image's file, or of what a drawn image is drawn from."""
     return record.sha256 or hashlib.sha256(str(record.source).encode()).hexdigest()
 
 
-def contents(splits: Mapping[str, Sequence["Record"]], classes: Sequence[str]) -> dict[str, dict[str, str]]:
+def contents(splits: Mapping[str, Sequence[Record]], classes: Sequence[str]) -> dict[str, dict[str, str]]:
     """{split: {name: "the image's digest, that of its annotations"}}: what every run keeps, and --splits takes.
 
     Annotations are the same when their classes are so by name, whatever other classes there are.
@@ -26,7 +24,7 @@ def contents(splits: Mapping[str, Sequence["Record"]], classes: Sequence[str]) -
     digests = [hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:CLASS_BYTES] for name in classes]
     numbers = np.array([0, *(int.from_bytes(digest) for digest in digests)])
 
-    def value(record: "Record") -> str:
+    def value(record: Record) -> str:
         annotations = hashlib.sha256(_rows(record, numbers[record.labels]).tobytes()).hexdigest()
         return f"{of_image(record)[:DIGITS]} {annotations[:DIGITS]}"
 
@@ -43,7 +41,7 @@ def images_in(contents: Mapping[str, Mapping[str, str]], split: str) -> set[str]
     return set(images_of(contents.get(split, {})).values())
 
 
-def of_records(records: Sequence["Record"], classes: Sequence[str]) -> str:
+def of_records(records: Sequence[Record], classes: Sequence[str]) -> str:
     """Digest of a split: classes, names, image contents and annotations.
 
     Records come sorted by name, so the order of files on disk and in a JSON does not matter. Folders are left
@@ -62,7 +60,7 @@ def of_splits(digests: dict[str, str]) -> str:
     return hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()[:DIGITS]
 
 
-def _rows(record: "Record", labels: np.ndarray) -> np.ndarray:
+def _rows(record: Record, labels: np.ndarray) -> np.ndarray:
     """One row of integers an object, sorted; 1/100 px is finer than annotations are and coarser than rounding."""
     columns = [record.boxes * 100, labels, record.iscrowd, record.area]
     rows = np.column_stack([np.round(column) for column in columns]).astype("<i8")

@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 
 from data.columns import Records
-from data.records import DataError, DetectionData, Record
+from data.detection_data import DetectionData
+from data.records import DataError, Record
 
 VERSION = 2  # part of every fingerprint: raise it with any change to what is drawn
 CLASSES = ("circle", "square", "star", "triangle")

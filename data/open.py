@@ -10,12 +10,13 @@ from data.checks.check import checked_records
 from data.checks.leakage import duplicates
 from data.checks.scan import scan_images
 from data.checks.unread import unread_folders
+from data.detection_data import DetectionData
 from data.generated import generated_data
 from data.readers.found import Found, FoundImage
 from data.readers.given_files import existing, read_given
 from data.readers.layout import listed
 from data.readers.recognise import read_path
-from data.records import NO_SPLIT, DataError, Defect, DetectionData
+from data.records import NO_SPLIT, DataError, Defect
 from data.split_file import usual_order
 from data.splits import OWN_RULE, Splits, complete_splits
 from data.survey import boxes_by_class

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from data.columns import Records
-from data.records import DetectionData
+from data.detection_data import DetectionData
 
 SMALL, MEDIUM = 32**2, 96**2  # square pixels: COCO's bounds
 STEPS_AN_OCTAVE = 4

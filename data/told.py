@@ -1,15 +1,13 @@
 """Defects as people read them: the gravest first, and a flood of one kind as a number and a few examples."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from data.records import Defect
+from data.records import Defect
 
 SEVERITIES = ("error", "warning", "note")
 
 
-def defect_lines(defects: Sequence["Defect"], named: int | None) -> list[str]:
+def defect_lines(defects: Sequence[Defect], named: int | None) -> list[str]:
     """A line for each kind with what becomes of it, under it the first `named` defects, or all with None."""
     kinds: dict[tuple[str, str, str], list[Defect]] = {}
     for defect in defects:
@@ -23,7 +21,7 @@ def defect_lines(defects: Sequence["Defect"], named: int | None) -> list[str]:
     return lines
 
 
-def tally(defects: Sequence["Defect"]) -> str:
+def tally(defects: Sequence[Defect]) -> str:
     """`2 errors, 10 warnings`, or `no defects`."""
     counts = {severity: sum(defect.severity == severity for defect in defects) for severity in SEVERITIES}
     told = [f"{count} {severity}{'s' if count > 1 else ''}" for severity, count in counts.items() if count]

@@ -17,7 +17,8 @@ from models import record
 from progress import say
 
 if TYPE_CHECKING:
-    from data.records import DetectionData, Record
+    from data.detection_data import DetectionData
+    from data.records import Record
 
 
 @dataclass(frozen=True, kw_only=True)

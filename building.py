@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 import commandline
-import config as options
 import engine
 import fetching
 import workspace
 from config import TrainConfig
+from defaults import base_model
 from models import checkpoint as checkpoints
 from models import detector, foreign, record, weights
 from models.compiled import compile_backbone
@@ -21,7 +21,7 @@ from tracking.store import RunUnknown, Store
 
 def build_architecture(config: TrainConfig, *, num_classes: int) -> dict[str, Any]:
     """The detector's builder and keyword arguments; ModelError names a wrong one."""
-    base = options.base_model(config.model)
+    base = base_model(config.model)
     # torchvision's COCO weights for this model were trained with an eps of zero; ImageNet's were not.
     return detector.resolve_architecture(
         config.model,
@@ -57,7 +57,7 @@ def load_starting_weights(
     model: torch.nn.Module, architecture: dict[str, Any], config: TrainConfig, classes: tuple[str, ...], store: Store
 ) -> list[str]:
     """--weights coco|backbone|none|FILE|RUN and --backbone-weights FILE; says what was loaded and what was not."""
-    base = options.base_model(config.model)
+    base = base_model(config.model)
     backbone_of = architecture | {"builder": base}
     if config.backbone_weights is not None:
         if not config.backbone_weights.is_file():

@@ -1,13 +1,11 @@
-"""The options of train.py: their defaults, which of them a resumed or repeated run keeps, and as plain values."""
+"""The options of train.py, what they are checked for, which of them a run that goes on may change; as plain values."""
 
-import math
-import re
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from amounts import cache_bytes, parse_interval, parse_size, require_keep
 from commandline import (
     Classes,
     ConfigError,
@@ -25,7 +23,7 @@ from commandline import (
 )
 from data_options import DataOptions
 from machine import require_precision
-from retention import KEEP_ALL, parse_keep
+from retention import KEEP_ALL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,179 +204,19 @@ class TrainConfig(DataOptions):
         return group | dict(pair.split("=", 1) for pair in self.tag)
 
 
-# What `python train.py` alone runs: small images, few samples and proposals, because they decide a CPU's speed.
-GENERATED = {
-    "model": "timm/resnet10t",
-    "weights": "none",
-    "image_min_size": 128,
-    "image_max_size": 160,
-    "anchor_sizes": (16, 24, 40, 56, 80),
-    "fpn_channels": 64,
-    "roi_samples": 64,
-    "proposals": 200,
-    "epochs": 3,
-    "batch_size": 4,
-    "optimizer": "adamw",
-    "lr": 2e-3,
-    "schedule": "cosine",
-    "warmup_steps": 50,
-    "clip_norm": 10.0,
-    "workers": 0,
-}
-
-
-def resolved(config: TrainConfig, *, cores: int) -> tuple[TrainConfig, dict[str, Any]]:
-    """The configuration with every default filled in that does not need the data, and those defaults by name."""
-    recipe = dict(GENERATED) if config.data == "generated" else {}
-    if base_model(config.model or "").startswith("fasterrcnn_"):  # these have anchors and a pyramid of their own
-        recipe = {name: value for name, value in recipe.items() if name not in ("anchor_sizes", "fpn_channels")}
-
-    def pick(name: str, default: Any) -> Any:
-        given = getattr(config, name)
-        return recipe.get(name, default) if given is None else given
-
-    optimizer, batch_size = pick("optimizer", "sgd"), pick("batch_size", 4)
-    model = pick("model", "fasterrcnn_resnet50_fpn_v2")
-    base = base_model(model)
-    is_timm, is_torchvisions = base.startswith("timm/"), base.startswith("fasterrcnn_")
-    is_own = not (is_timm or is_torchvisions)
-    # timm has backbones, not detectors: no COCO weights; and of a researcher's own model there are none at all.
-    pretrained = "backbone" if is_timm or config.backbone_weights else "coco" if is_torchvisions else "none"
-    weights = pick("weights", pretrained)
-    epochs = pick("epochs", 24)
-    defaults = {
-        "model": model,
-        "weights": weights,
-        # Small batches spoil batch statistics, so pretrained ones are kept; v2 is defined with batch norm.
-        "norm": None if is_own else "batch" if weights == "none" or base.endswith("_v2") else "frozen",
-        "trainable_layers": (6 if "mobilenet" in base else 5) if weights == "none" else 3,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "optimizer": optimizer,
-        "schedule": "multistep",
-        "lr": 0.00125 * batch_size * config.accumulate if optimizer == "sgd" else 1e-4,
-        "weight_decay": 1e-4 if optimizer == "sgd" else 0.05,
-        "warmup_steps": 500,
-        "augmentation": "flip",
-        "workers": min(4, cores),
-    } | recipe
-    if not is_torchvisions:
-        del defaults["trainable_layers"]  # all
-    if pick("schedule", defaults["schedule"]) == "multistep":
-        defaults["milestones"] = milestones_of(epochs)
-    elif config.milestones is not None:
-        raise ConfigError(NO_MILESTONES)
-    chosen = {name: value for name, value in defaults.items() if getattr(config, name) is None and value is not None}
-    return replace(config, **chosen), chosen
-
-
-NO_MILESTONES = "--milestones belong to --schedule multistep, not to cosine"
-
-
-def milestones_of(epochs: int) -> tuple[int, ...]:
-    """Where the rate drops when nobody says: after two thirds and eleven twelfths."""
-    return round(epochs * 2 / 3), round(epochs * 11 / 12)
-
-
-def base_model(name: str) -> str:
-    """The model that recipes change: recipes.new_loss/timm/resnet18 → timm/resnet18. Any other is its own base."""
-    first, _, rest = name.partition("/")
-    return base_model(rest) if rest and first.startswith("recipes.") else name
-
-
-# Options that are a detector's own, by the names its architecture has for them; what trains of it is another question.
-OF_THE_MODEL = (
-    *("image_min_size", "image_max_size", "multi_scale", "anchor_sizes", "fpn_channels"),
-    *("roi_samples", "proposals", "score_threshold"),
-)
-
-
-def with_model_of(config: TrainConfig, architecture: dict[str, Any]) -> TrainConfig:
-    """`config` with the model of a checkpoint and its options, where these are left open; another --model stays."""
-    if config.model not in (None, architecture["builder"]):
-        return config
-    built = {name: architecture["kwargs"].get(name) for name in OF_THE_MODEL}
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in built.items()}
-    # What the command line cannot say (sizes by level, proposals in two numbers) is the model's own default.
-    sayable = {
-        name: value
-        for name, value in plain.items()
-        if value not in (None, ())
-        and (isinstance(value, str | int | float) or name != "proposals")
-        and all(isinstance(one, int) for one in (value if isinstance(value, tuple) else ()))
-    }
-    left_open = {name: value for name, value in sayable.items() if getattr(config, name) is None}
-    return replace(config, model=architecture["builder"], **left_open)
-
-
+# Of a run that is resumed, these may change …
 MAY_CHANGE = (
     *("epochs", "max_steps", "patience", "device", "workers", "checkpoint_every", "publish", "tag"),
     *("keep", "disk_budget", "cache"),
     *("resume", "from_run", "strict", "dry_run", "allow_change"),
 )
-# These bend the course of the run, and only when --allow-change says so. Others would contradict its weights, its
-# position in the data, or the scores that it has.
+# … and these bend its course: only when --allow-change says so. Others would contradict its weights, its position in
+# the data, or the scores that it has.
 MAY_BE_ALLOWED = (
     *("lr", "momentum", "weight_decay", "schedule", "milestones", "warmup_steps", "clip_norm", "amp", "augmentation"),
     *("multi_scale", "roi_samples", "proposals", "seed", "evaluate_every", "reference", "compile"),
 )
-
-
-def for_resume(stored: TrainConfig, asked: TrainConfig, defaults: Sequence[str] = ()) -> TrainConfig:
-    """`asked`, its open options taken from the run; ConfigError names each flag that differs and may not.
-
-    `defaults` names what was left open when the run began.
-    """
-    # The line of --resume auto says everything: what limits the run holds only as long as it is there.
-    said = ("max_steps", "patience") if asked.resume == "auto" else ()
-    left_open = [f.name for f in fields(stored) if getattr(asked, f.name) is None and f.name not in said]
-    asked = replace(asked, **{name: getattr(stored, name) for name in left_open})
-    asked = replace(asked, tag=tuple(dict.fromkeys((*stored.tag, *asked.tag))))  # tags are added, never taken away
-    changed = [f.name for f in fields(stored) if getattr(stored, f.name) != getattr(asked, f.name)]
-    if asked.schedule == "cosine" and asked.milestones != stored.milestones:
-        raise ConfigError(NO_MILESTONES)
-    allowed = {option(name) for name in asked.allow_change}
-    refused = [name for name in changed if name not in MAY_CHANGE and name not in allowed]
-    if refused:
-        told = ", ".join(f"{flag(name)} ({getattr(stored, name)} → {getattr(asked, name)})" for name in refused)
-        new = "Start a new run" + (": give another --run-name" if asked.resume == "auto" else "")
-        if all(name in MAY_BE_ALLOWED for name in refused):
-            new += f", or bend this one: --allow-change {' '.join(flag(name)[2:] for name in refused)}"
-        raise ConfigError(f"A resumed run keeps its configuration; these cannot change: {told}. {new}")
-    asked = replace(asked, allow_change=())  # said for this once
-    return asked if asked.milestones != stored.milestones else with_milestones(asked, stored, defaults)
-
-
-def with_milestones(config: TrainConfig, stored: TrainConfig, defaults: Sequence[str]) -> TrainConfig:
-    """`config` with the milestones of its schedule, where nobody chose any."""
-    is_new = stored.schedule != config.schedule or ("milestones" in defaults and config.epochs != stored.epochs)
-    if not is_new:
-        return config
-    return replace(config, milestones=milestones_of(config.epochs) if config.schedule == "multistep" else None)
-
-
-def to_repeat(stored: TrainConfig, defaults: Sequence[str], *, cores: int) -> TrainConfig:
-    """A run's configuration for another run; `defaults` names what was left open then.
-
-    That is left open again, so that it follows today's flags (the rate the batch size, say), unless today's rule
-    gives another value than it did.
-    """
-    if stored.data == "generated":  # its recipe belongs to the run, and other data would have other defaults
-        defaults = [name for name in defaults if name not in GENERATED]
-    opened = replace(stored, **{name: None for name in defaults if hasattr(stored, name)})
-    again = resolved(opened, cores=cores)[0]
-    # Workers follow the machine, and the warm-up was cut to the data's epoch.
-    settled = [name for name in defaults if name not in ("workers", "warmup_steps") and hasattr(stored, name)]
-    kept = {name: getattr(stored, name) for name in settled if getattr(again, name) != getattr(stored, name)}
-    return replace(opened, run_name=None, resume=None, strict=False, dry_run=False, **kept)
-
-
-def absolute(data: str) -> str:
-    """`--data` as it means the same from every folder."""
-    if data == "generated":
-        return data
-    path = Path(data).expanduser()
-    return str(path.resolve() if ".." in path.parts else path.absolute())  # the name of a link says more than its end
+NO_MILESTONES = "--milestones belong to --schedule multistep, not to cosine"
 
 
 def flag(name: str) -> str:
@@ -388,48 +226,6 @@ def flag(name: str) -> str:
 def option(name: str) -> str:
     """The name of an option as --allow-change may spell it: weight-decay → weight_decay."""
     return name.removeprefix("--").replace("-", "_")
-
-
-def parse_interval(text: str) -> tuple[str, float]:
-    """`500` → ("steps", 500), `10m` → ("seconds", 600)."""
-    number, unit = (text[:-1], "seconds") if text.endswith("m") else (text, "steps")
-    try:
-        value = float(number) * (60 if unit == "seconds" else 1)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf or (unit == "steps" and value != int(value)):
-        raise ConfigError(f"--checkpoint-every takes steps (500) or minutes (10m), not {text!r}")
-    return unit, value
-
-
-def require_keep(text: str) -> None:
-    """ConfigError when --keep says nothing."""
-    try:
-        parse_keep(text)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def parse_size(text: str, flag: str = "--disk-budget", others: str = "") -> int:
-    """`20GB` → 20 000 000 000 bytes; GiB are counted in 1024s."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MGT])(i?)B", text, re.IGNORECASE)
-    size = float(match[1]) * (1024 if match[3] else 1000) ** {"M": 2, "G": 3, "T": 4}[match[2].upper()] if match else 0
-    if size < 1:
-        raise ConfigError(f"{flag} takes {others}a size such as 20GB, 500MB or 1.5TB, not {text!r}")
-    return int(size)
-
-
-def cache_bytes(text: str, available: int) -> int:
-    """`4GB` as parse_size, `25%` of the bytes that are available; ConfigError where it is more than these."""
-    if share := re.fullmatch(r"(\d+(?:\.\d+)?) ?%", text):
-        if not 0 < float(share[1]) < 100:
-            raise ConfigError(f"--cache takes a share above 0% and below 100% of the available memory, not {text!r}")
-        return int(available * float(share[1]) / 100)
-    size = parse_size(text, "--cache", "none, a share of the available memory such as 25%, or ")
-    if size >= available:
-        there = f"the {available / 1e9:.1f} GB of memory that are available"
-        raise ConfigError(f"--cache {text} is more than {there}: give less, such as --cache 25%")
-    return size
 
 
 def to_plain(config: Any) -> dict[str, Any]:

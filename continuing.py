@@ -9,6 +9,7 @@ import config as options
 import fetching
 import workspace
 from config import TrainConfig
+from defaults import to_repeat
 from machine import usable_cores
 from models import record
 from models.record import CheckpointError
@@ -36,7 +37,7 @@ def configuration(file: Path, asked: TrainConfig) -> TrainConfig:
         return _as_theirs(content, file, asked)
     try:
         stored = options.from_plain(content["config"])
-        return options.to_repeat(stored, content.get("defaults", ()), cores=usable_cores())
+        return to_repeat(stored, content.get("defaults", ()), cores=usable_cores())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         message = f"{file} does not hold the options of its training as we write them. Start from its weights: "
         raise CheckpointError(f"{message}python train.py --weights {file} --data …", exit_code=4) from error

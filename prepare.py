@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+import amounts
 import changes
 import commandline
 import config as options
@@ -106,7 +107,7 @@ def prepare(start: Start) -> Job:
     amp = engine.amp_dtype(config.amp, device)
     if config.compile:
         engine.require_compiler(device)
-    cache_limit = 0 if config.cache == "none" else options.cache_bytes(config.cache, available_memory())
+    cache_limit = 0 if config.cache == "none" else amounts.cache_bytes(config.cache, available_memory())
     transform = build_transform(config.augmentation)
     build_architecture(config, num_classes=2)  # a wrong word is told before the data are read
     data = open_data(config.data, config)
@@ -309,7 +310,7 @@ def require_budget(
     """WorkspaceError (exit code 5) when what is left of the run will not fit into its --disk-budget."""
     if config.disk_budget is None:
         return
-    limit, held = options.parse_size(config.disk_budget), 0
+    limit, held = amounts.parse_size(config.disk_budget), 0
     if run_id and store.artifact_root:  # of what the run has, what it may keep
         kept = Journal(workspace.RunFolder(run_id).path).kept_checkpoints()
         gone = parse_keep(config.keep).superseded(kept, stay=newest_and_best(kept, position.best))

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import amounts
 import commandline
-import config as options
 import fetching
 import workspace
 from disk import in_words
@@ -41,7 +41,7 @@ class PruneConfig:
     """Print JSON instead of a report."""
 
     def __post_init__(self):
-        options.require_keep(self.keep)
+        amounts.require_keep(self.keep)
         if self.keep == KEEP_ALL:
             raise commandline.ConfigError("--keep all frees nothing: best, last, every:N, joined by commas")
         if not self.runs and self.experiment is None:

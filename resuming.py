@@ -14,6 +14,7 @@ import fetching
 import workspace
 from config import TrainConfig
 from data_options import PATHS
+from defaults import absolute, for_resume, resolved, to_repeat, with_model_of
 from machine import usable_cores
 from models import record
 from models.record import CheckpointError
@@ -60,13 +61,13 @@ def choose(config: TrainConfig) -> Start:
         store.require_in_place()
     config = config.with_absolute_paths()
     named = config.data if config.data != "generated" else config.folder_of_files or config.data
-    config = replace(config, data=options.absolute(named))
+    config = replace(config, data=absolute(named))
     file = None if config.resume in (None, "auto") else fetching.file_named(config.resume)
     run_id = None if file else run_to_resume(store, config)
     if run_id is None:
         if file is None and (architecture := weights_of(store, config)):
-            config = options.with_model_of(config, architecture)
-        config, defaults = options.resolved(config, cores=usable_cores())
+            config = with_model_of(config, architecture)
+        config, defaults = resolved(config, cores=usable_cores())
         return Start(store=store, config=config, defaults=defaults, run_id=None, facts={}, file=file)
     facts = stored_facts(store, run_id)
     stored = options.from_plain(facts["config"])
@@ -77,7 +78,7 @@ def choose(config: TrainConfig) -> Start:
         from data.transforms import read_augmentation
 
         config = replace(config, augmentation=read_augmentation(config.augmentation))
-    config = options.for_resume(stored, config, facts.get("defaults", ()))
+    config = for_resume(stored, config, facts.get("defaults", ()))
     return Start(store=store, config=config, defaults={}, run_id=run_id, facts=facts)
 
 
@@ -213,7 +214,7 @@ def configuration(store: Store, run: str, experiment: str) -> TrainConfig:
     run_id = run_id_of(store, run, experiment)
     facts = stored_facts(store, run_id)
     stored = config_of(facts)
-    return replace(options.to_repeat(stored, facts.get("defaults", ()), cores=usable_cores()), from_run=run_id)
+    return replace(to_repeat(stored, facts.get("defaults", ()), cores=usable_cores()), from_run=run_id)
 
 
 def resumable_checkpoint(store: Store, run_id: str) -> tuple[dict[str, Any], str]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import config as options
+import amounts
 import disk
 import publishing
 from models import checkpoint as checkpoints
@@ -27,7 +27,7 @@ class Saver:
         self.kept_elsewhere: dict[str, Any] = {}  # this run's checkpoints that only another machine's journal names
         limit = run.info.config["disk_budget"]
         self.budget = disk.Budget(
-            limit=limit and options.parse_size(limit),
+            limit=limit and amounts.parse_size(limit),
             folder=run.folder,
             artifacts=run.store.run_artifacts(run.info.run_id),
             checkpoint_bytes=checkpoint_bytes,

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import amounts
 import commandline
-import config as options
 import fetching
 import workspace
 from config import TrainConfig
@@ -226,7 +226,7 @@ class RecoveryClock:
     """Says when the resumable last.pth is due in mid-epoch: every so many steps, or minutes."""
 
     def __init__(self, interval: str):
-        self.unit, self.every = options.parse_interval(interval)
+        self.unit, self.every = amounts.parse_interval(interval)
         self.saved_at = time.monotonic()
 
     def due(self, step: int) -> bool:

@@ -21,7 +21,7 @@ LAYERS = (
     ("saving", "changes"),
     ("publishing", "description", "stored_detections", "series", "fetching", "syncing", "disk"),
     ("data_report", "preview"),
-    ("workspace",),
+    ("workspace", "defaults"),
     (
         "config",
         "engine",
@@ -33,7 +33,7 @@ LAYERS = (
         "models",
         "data",
     ),
-    ("data_options",),
+    ("data_options", "amounts"),
     ("commandline", "progress", "pace", "retention", "notes", "machine"),
 )
 PACKAGES = (

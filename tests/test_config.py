@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 import commandline
 import config as options
+from amounts import parse_interval
 from commandline import ConfigError, parse
-from config import TrainConfig, for_resume, from_plain, parse_interval, resolved, to_plain
+from config import TrainConfig, from_plain, to_plain
+from defaults import for_resume, resolved, to_repeat, with_model_of
 
 COCO = {"data": "/data/coco"}
 
@@ -262,17 +264,17 @@ def test_weights_bring_their_model_with_its_sizes_where_these_are_left_open():
     kwargs = {"num_classes": 5, "norm": "batch", "image_min_size": 96, "anchor_sizes": [16, 32], "fpn_channels": 16}
     kwargs |= {"proposals": [2000, 1000], "multi_scale": [], "score_threshold": 0.05}
     built = {"builder": "timm/resnet10t", "kwargs": kwargs}
-    config = options.with_model_of(TrainConfig(**COCO, image_min_size=128), built)
+    config = with_model_of(TrainConfig(**COCO, image_min_size=128), built)
     assert (config.model, config.image_min_size, config.anchor_sizes) == ("timm/resnet10t", 128, (16, 32))
     assert (config.fpn_channels, config.proposals, config.multi_scale, config.norm) == (16, None, None, None)
     by_level = {"builder": "fasterrcnn_mobilenet_v3_large_fpn", "kwargs": {"anchor_sizes": [[32, 64]] * 3}}
-    assert options.with_model_of(TrainConfig(**COCO), by_level).anchor_sizes is None
+    assert with_model_of(TrainConfig(**COCO), by_level).anchor_sizes is None
     other = TrainConfig(**COCO, model="timm/resnet18")
-    assert options.with_model_of(other, built) == other
+    assert with_model_of(other, built) == other
 
 
 def test_a_run_on_generated_data_is_repeated_on_other_data_as_it_was():
     stored, chosen = resolved(TrainConfig(), cores=2)
-    again = resolved(replace(options.to_repeat(stored, sorted(chosen), cores=2), data="/data/coco"), cores=2)[0]
+    again = resolved(replace(to_repeat(stored, sorted(chosen), cores=2), data="/data/coco"), cores=2)[0]
     kept = ("model", "weights", "lr", "optimizer", "schedule", "epochs", "image_min_size", "anchor_sizes")
     assert [getattr(again, name) for name in kept] == [getattr(stored, name) for name in kept]

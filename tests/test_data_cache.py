@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 import train
+from amounts import cache_bytes
 from commandline import ConfigError
-from config import TrainConfig, cache_bytes
+from config import TrainConfig
 from data import dataset
 from data.cache import ImageCache, available_memory
 from data.dataset import DetectionDataset, eval_loader, load_image, train_loader

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import commandline
-import config as options
 import evaluate
 import fetching
 import infer
@@ -19,6 +18,7 @@ import restore
 import train
 import workspace
 from config import TrainConfig
+from defaults import resolved
 from evaluate import EvaluateConfig
 from infer import InferConfig
 from models import registry
@@ -124,13 +124,13 @@ def test_a_variant_has_its_bases_options_and_defaults():
 )
 @pytest.mark.parametrize("weights", [None, "none"])
 def test_defaults_see_through_a_variant(base, weights):
-    plain, _ = options.resolved(TrainConfig(data="x", model=base, weights=weights), cores=2)
-    changed, _ = options.resolved(TrainConfig(data="x", model=f"{LOSS}/recipes.other/{base}", weights=weights), cores=2)
+    plain, _ = resolved(TrainConfig(data="x", model=base, weights=weights), cores=2)
+    changed, _ = resolved(TrainConfig(data="x", model=f"{LOSS}/recipes.other/{base}", weights=weights), cores=2)
     assert replace(changed, model=base) == plain
 
 
 def test_an_own_model_starts_from_random_weights_with_its_builders_defaults():
-    config, chosen = options.resolved(TrainConfig(data="x", model=BACKBONE), cores=2)
+    config, chosen = resolved(TrainConfig(data="x", model=BACKBONE), cores=2)
     assert (config.weights, config.norm, config.trainable_layers) == ("none", None, None)
     assert not {"norm", "trainable_layers"} & set(chosen)
 

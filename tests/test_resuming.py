@@ -15,7 +15,8 @@ import commandline
 import status
 import train
 import workspace
-from config import TrainConfig, for_resume, resolved
+from config import TrainConfig
+from defaults import for_resume, resolved
 from live_run import LiveRun, Stopped
 from models import checkpoint as checkpoints
 from tests.conftest import SMALL, STATE, copy_of_repository, equal, history, last_checkpoint, open_store, script_runner

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-import config as options
 import train
 import workspace
 from commandline import ConfigError
 from config import TrainConfig
 from data.generated import generated_data, write_coco
+from defaults import resolved, to_repeat
 from tests.conftest import SMALL, copy_of_repository, equal, last_checkpoint, open_store
 from tracking.records import last_word
 from workspace import WorkspaceError
@@ -185,20 +185,20 @@ def test_a_run_repeated_from_its_record_has_the_same_weights(home, small, capfd)
 
 
 def test_what_was_left_open_follows_the_flags_and_what_was_given_stays(coco_folder):
-    stored, chosen = options.resolved(TrainConfig(data=str(coco_folder), weight_decay=0.001), cores=2)
+    stored, chosen = resolved(TrainConfig(data=str(coco_folder), weight_decay=0.001), cores=2)
     assert stored.lr == 0.005
-    again = options.to_repeat(stored, sorted(chosen), cores=2)
-    now = options.resolved(replace(again, batch_size=8, accumulate=2, epochs=12), cores=2)[0]
+    again = to_repeat(stored, sorted(chosen), cores=2)
+    now = resolved(replace(again, batch_size=8, accumulate=2, epochs=12), cores=2)[0]
     assert (now.lr, now.milestones, now.weight_decay) == (0.02, (8, 11), 0.001)
-    assert options.resolved(again, cores=2)[0] == stored
-    given = options.to_repeat(replace(stored, lr=0.004), sorted({*chosen} - {"lr"}), cores=2)
-    assert options.resolved(replace(given, batch_size=8), cores=2)[0].lr == 0.004
+    assert resolved(again, cores=2)[0] == stored
+    given = to_repeat(replace(stored, lr=0.004), sorted({*chosen} - {"lr"}), cores=2)
+    assert resolved(replace(given, batch_size=8), cores=2)[0].lr == 0.004
 
 
 def test_a_default_that_has_changed_since_is_kept_as_it_was(coco_folder):
-    stored, chosen = options.resolved(TrainConfig(data=str(coco_folder)), cores=2)
+    stored, chosen = resolved(TrainConfig(data=str(coco_folder)), cores=2)
     older = replace(stored, lr=0.0123)  # of a version with another rule
-    assert options.to_repeat(older, sorted(chosen), cores=2).lr == 0.0123
+    assert to_repeat(older, sorted(chosen), cores=2).lr == 0.0123
 
 
 def test_from_run_says_what_differs_and_strict_refuses(home, small, tmp_path, capfd):

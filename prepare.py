@@ -110,12 +110,7 @@ def prepare(start: Start) -> Job:
     cache_limit = 0 if config.cache == "none" else amounts.cache_bytes(config.cache, available_memory())
     transform = build_transform(config.augmentation)
     build_architecture(config, num_classes=2)  # a wrong word is told before the data are read
-    data = open_data(config.data, config)
-    say("\n".join(data.describe(named=DEFECTS_NAMED)))
-    if len(data.all_defects) > DEFECTS_NAMED:
-        say(f"  every defect by name: python check_data.py {shlex.quote(config.data)}, and data/report.md of the run")
-    require_same_data(start, data)
-    require_metric(config.best_metric, data)
+    data = usable_data(start, config)
     code = environment.code_state(workspace.ROOT)
     model, architecture, notes = build_model(config, data.classes, store, fresh=run_id is None and start.file is None)
     if engine.emulates(amp, device):
@@ -172,6 +167,17 @@ def prepare(start: Start) -> Job:
         changed=changed,
         notes=notes,
     )
+
+
+def usable_data(start: Start, config: TrainConfig) -> DetectionData:
+    """The data, their defects said; an error where a run that goes on had others, or there is nothing to score."""
+    data = open_data(config.data, config)
+    say("\n".join(data.describe(named=DEFECTS_NAMED)))
+    if len(data.all_defects) > DEFECTS_NAMED:
+        say(f"  every defect by name: python check_data.py {shlex.quote(config.data)}, and data/report.md of the run")
+    require_same_data(start, data)
+    require_metric(config.best_metric, data)
+    return data
 
 
 def continued(

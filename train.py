@@ -37,22 +37,20 @@ def main(config: TrainConfig) -> str:
 
 
 def train(config: TrainConfig) -> str:
-    """As main: the loop."""
+    """As main: the loop over epochs."""
     import resuming
 
     start = resuming.choose(config)
     if start.is_over:  # said before the heavy imports
         return already_finished(start)
 
-    import engine
-    from data.dataset import train_loader
     from live_run import LiveRun
-    from prepare import prepare, snapshot
+    from prepare import prepare
     from provenance import log_beginning
     from report import log_first_samples
 
     job = prepare(start)
-    config, position, plan = job.config, job.position, job.plan
+    config, position = job.config, job.position
     if config.dry_run:
         from rehearsal import rehearse
 
@@ -82,43 +80,7 @@ def train(config: TrainConfig) -> str:
         for epoch in range(position.epoch + 1, config.epochs):
             if is_done(job):
                 break
-            batches = job.order.batches(epoch)[position.batches_done :]
-            loader = train_loader(job.dataset, batches, workers=config.workers, pin_memory=job.device.type == "cuda")
-            steps = engine.train_steps(
-                job.model,
-                loader,
-                job.optimizer,
-                job.schedule,
-                job.scaler,
-                steps_done=position.step,
-                seed=config.seed,
-                device=job.device,
-                amp=job.amp,
-                clip_norm=config.clip_norm,
-                accumulate=config.accumulate,
-                average=job.average,
-            )
-            title = f"epoch {epoch} ({epoch + 1} of {config.epochs})"
-            done, shares = position.batches_done // config.accumulate, Shares()
-            with Progress(title, plan.steps_per_epoch, done=done, unit="steps") as progress:
-                for step in steps:
-                    position.step, position.metrics = step.index, {}
-                    position.batches_done += step.batches
-                    run.at(epoch=position.epoch, step=step.index)
-                    if step.index % plan.log_every == 0:
-                        parts = step.watch.parts()
-                        shares.add(parts)
-                        run.log_step(step_metrics(step, parts, epoch), step.index)
-                    progress.step(loss=f"{step.losses['loss']:.3f}", images_per_s=f"{step.images / step.seconds:.1f}")
-                    if stop.asked or step.index == plan.last_step:
-                        break
-                    if recovery.due(step.index):
-                        run.saver.save_last(snapshot(job), share=True)
-            say_shares(shares, config.workers)
-            if position.batches_done == plan.batches_per_epoch:
-                position.epoch, position.batches_done = epoch, 0
-            # Before the validation, which may take longer than we have.
-            run.saver.save_last(snapshot(job), share=stop.asked is not None)
+            train_epoch(run, job, epoch, stop, recovery)
             if stop.asked:
                 raise stopped(stop, job)
             validate_and_save(run, job)
@@ -126,6 +88,52 @@ def train(config: TrainConfig) -> str:
                 raise stopped(stop, job)
     say_result(job)
     return job.info.run_id
+
+
+def train_epoch(run: "LiveRun", job: "Job", epoch: int, stop: "Stop", recovery: "RecoveryClock") -> None:
+    """The steps that are left of an epoch, to its end, the run's, or where a signal stops it; then last.pth."""
+    import engine
+    from data.dataset import train_loader
+    from prepare import snapshot
+
+    config, position, plan = job.config, job.position, job.plan
+    batches = job.order.batches(epoch)[position.batches_done :]
+    loader = train_loader(job.dataset, batches, workers=config.workers, pin_memory=job.device.type == "cuda")
+    steps = engine.train_steps(
+        job.model,
+        loader,
+        job.optimizer,
+        job.schedule,
+        job.scaler,
+        steps_done=position.step,
+        seed=config.seed,
+        device=job.device,
+        amp=job.amp,
+        clip_norm=config.clip_norm,
+        accumulate=config.accumulate,
+        average=job.average,
+    )
+    title = f"epoch {epoch} ({epoch + 1} of {config.epochs})"
+    done, shares = position.batches_done // config.accumulate, Shares()
+    with Progress(title, plan.steps_per_epoch, done=done, unit="steps") as progress:
+        for step in steps:
+            position.step, position.metrics = step.index, {}
+            position.batches_done += step.batches
+            run.at(epoch=position.epoch, step=step.index)
+            if step.index % plan.log_every == 0:
+                parts = step.watch.parts()
+                shares.add(parts)
+                run.log_step(step_metrics(step, parts, epoch), step.index)
+            progress.step(loss=f"{step.losses['loss']:.3f}", images_per_s=f"{step.images / step.seconds:.1f}")
+            if stop.asked or step.index == plan.last_step:
+                break
+            if recovery.due(step.index):
+                run.saver.save_last(snapshot(job), share=True)
+    say_shares(shares, config.workers)
+    if position.batches_done == plan.batches_per_epoch:
+        position.epoch, position.batches_done = epoch, 0
+    # Before the validation, which may take longer than we have.
+    run.saver.save_last(snapshot(job), share=stop.asked is not None)
 
 
 def already_finished(start: "Start") -> str:

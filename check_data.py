@@ -1,4 +1,4 @@
-"""Is the data set all right? Counts, sizes, and every defect by file and object, with what training does about it."""
+"""Is the data set all right? Counts, sizes, defects by file and object, what training does about them, what to do."""
 
 import json
 from dataclasses import dataclass
@@ -8,12 +8,10 @@ import commandline
 from data_options import DataOptions
 from progress import say
 
-DEFECTS_NAMED = 5  # of each kind
-
 
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig(DataOptions):
-    """Examine a data set: what is in it, and every defect with what training will do about it.
+    """Examine a data set: what is in it, every defect, what training will do about it, and what you can.
 
     Exit code 0: no errors, though there may be warnings; 1: errors, which make results wrong or training refuse;
     2: it cannot be read.
@@ -81,8 +79,11 @@ def script(config: CheckConfig) -> int:
         print(json.dumps(report, ensure_ascii=False))
     else:
         import data_report
+        from data.told import leaves_out
 
-        print(data_report.text(data, report, DEFECTS_NAMED))
+        print(data_report.text(data, report))
+        if leaves_out(data.all_defects):
+            print("every defect by name: the same command with --json, or with --output DIR in its report.md")
     return int(any(defect["severity"] == "error" for defect in report["defects"]))
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from data.detection_data import DetectionData
+from data.remedies import REMEDIES
 from data.survey import STEPS_AN_OCTAVE, survey
-from data.told import defect_lines, tally
+from data.told import NAMED, defect_lines, tally
 from survey_figure import survey_figure
 
 MOST_CLASSES = 16  # in the table: of more, the commonest and the rarest
@@ -26,10 +27,11 @@ def report(data: DetectionData) -> dict[str, Any]:
         **{"split_rule": data.split_rule, "fingerprint": data.fingerprint, "notes": list(data.notes)},
         **survey(data),
         "defects": [asdict(defect) for defect in data.all_defects],
+        "what_to_do": {kind: REMEDIES[kind] for kind in sorted({defect.kind for defect in data.all_defects})},
     }
 
 
-def text(data: DetectionData, numbers: dict[str, Any], named: int) -> str:
+def text(data: DetectionData, numbers: dict[str, Any], named: int = NAMED) -> str:
     """The report for people, from `report`'s numbers; of each kind of defect the first `named`."""
     bars, shares = _histogram(numbers)
     parts = [

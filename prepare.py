@@ -28,6 +28,7 @@ from data.dataset import DetectionDataset
 from data.detection_data import DetectionData
 from data.open import open_data
 from data.sampling import EpochBatches
+from data.told import leaves_out
 from data.transforms import build_transform, read_augmentation
 from data_options import PATHS
 from live_run import RunInfo
@@ -38,8 +39,6 @@ from retention import newest_and_best, parse_keep
 from tracking import environment
 from tracking.journal import Journal
 from tracking.store import Store
-
-DEFECTS_NAMED = 3  # of each kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +171,10 @@ def prepare(start: Start) -> Job:
 def usable_data(start: Start, config: TrainConfig) -> DetectionData:
     """The data, their defects said; an error where a run that goes on had others, or there is nothing to score."""
     data = open_data(config.data, config)
-    say("\n".join(data.describe(named=DEFECTS_NAMED)))
-    if len(data.all_defects) > DEFECTS_NAMED:
-        say(f"  every defect by name: python check_data.py {shlex.quote(config.data)}, and data/report.md of the run")
+    say("\n".join(data.describe()))
+    if leaves_out(data.all_defects):
+        command = f"python check_data.py {shlex.quote(config.data)} --json"
+        say(f"  every defect by name: {command}, and data/report.md of the run")
     require_same_data(start, data)
     require_metric(config.best_metric, data)
     return data

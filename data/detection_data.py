@@ -10,7 +10,7 @@ import numpy as np
 from data import fingerprint
 from data.columns import Records
 from data.records import DataError, Defect
-from data.told import defect_lines
+from data.told import NAMED, defect_lines
 
 CLASSES_NAMED = 100  # by describe(); LVIS has 1203
 NO_CLASS = "N/A"  # as torchvision's COCO models name the numbers that are no class
@@ -72,7 +72,7 @@ class DetectionData:
         """{split: {name: hex digits of the image, and of its annotations}}."""
         return fingerprint.contents(self.splits, self.classes)
 
-    def describe(self, named: int = 0) -> list[str]:
+    def describe(self, named: int = NAMED) -> list[str]:
         """Lines for people: what was found, and of each kind of defect how many and the first `named` of them."""
         where = f" in {self.root}" if self.root else ""
         kind = "" if self.format == self.name else f"{self.format}{where}; "

@@ -17,6 +17,7 @@ from data.readers.given_files import existing, read_given
 from data.readers.layout import listed
 from data.readers.recognise import read_path
 from data.records import NO_SPLIT, DataError, Defect
+from data.remedies import REMEDIES
 from data.split_file import usual_order
 from data.splits import OWN_RULE, Splits, complete_splits
 from data.survey import boxes_by_class
@@ -127,15 +128,16 @@ def _that_may_be_of(scored: str, defects: Sequence[Defect], parts: Splits, made:
 
 
 def _refuse(name: str, defects: Sequence[Defect], path: Path) -> None:
-    """DataError where something must be mended before anything is trained or scored: a line for each kind."""
+    """DataError where something must be mended before anything is trained or scored: each kind, and what to do."""
     by_kind = {}
     for defect in defects:
         if defect.refused:
             by_kind.setdefault(defect.kind, []).append(defect)
     if not by_kind:
         return
-    lines = [f"{name} has defects that must be mended first; all of them: python check_data.py {path}"]
+    lines = [f"{name} has defects that must be mended first; all of them: python check_data.py {path} --json"]
     for kind, (first, *others) in by_kind.items():
         more = f"; also {listed([each.file or each.split for each in others])}" if others else ""
         lines.append(f"  {1 + len(others)} {kind}: {first.where}: {first.detail}{more}")
+        lines.append(f"    what to do: {REMEDIES[kind]}")
     raise DataError("\n".join(lines))

@@ -1,6 +1,7 @@
 """check_data.py: its report for people and for scripts, its exit codes, and that training says and keeps the same."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 from PIL import Image
 
 import data_report
+from data.images import KINDS
 from data.open import open_data
+from data.remedies import REMEDIES
 from survey_figure import survey_figure
-from tests.conftest import REAL_DATA, needs_real_data
+from tests.conftest import REAL_DATA, ROOT, needs_real_data
 from tests.test_data_readers import coco, write_coco
 
 GOOD = [(1, 1, [2, 3, 20, 10]), (1, 3, [5, 5, 12, 20]), (2, 1, [1, 1, 30, 20])]
@@ -55,6 +58,7 @@ def test_json_has_the_numbers_and_every_defect(folder, run_script):
         "detail": "the box from (4, 4) to (4, 13) is 0×9 pixels",
         "action": "box dropped",
     }
+    assert report["what_to_do"].keys() == {defect["kind"] for defect in report["defects"]}
     assert report["fingerprint"] == open_data(folder).fingerprint
     assert sum(map(sum, report["places"])) == sum(report["side_histogram"]["boxes"]) == 5
     assert (report["places"][8][9], report["places"][12][6]) == (1, 2)
@@ -64,8 +68,12 @@ def test_json_has_the_numbers_and_every_defect(folder, run_script):
 def test_the_report_for_people_counts_a_flood_and_names_its_first(folder, run_script):
     said = run_script("check_data.py", mistaken(folder, *[(2, 1, [4, 4, 0, 9])] * 7)).stdout
     assert "train       3                1      3" in said
-    assert "warning: 7 box-no-size (box dropped)\n    train: train2017/b.jpg, annotation 3 (cat)" in said
-    assert said.count("the box from (4, 4) to (4, 13)") == 5 and "… and 2 more" in said
+    assert (
+        "warning: 7 box-no-size (box dropped)\n    what to do: draw it anew in the annotation tool, or delete it\n"
+        "    train: train2017/b.jpg, annotation 3 (cat)"
+    ) in said
+    assert said.count("the box from (4, 4) to (4, 13)") == 3 and "… and 4 more" in said
+    assert said.endswith("the same command with --json, or with --output DIR in its report.md\n")
     assert "all images are 40×30 pixels" in said
 
 
@@ -132,6 +140,30 @@ def test_many_classes_make_a_short_table(folder):
     numbers["classes_by_split"] = {"train": numbers["classes"], "val": dict.fromkeys(names, 0)}
     said = data_report.text(data, numbers, named=1)
     assert "class 00" in said and "class 79" in said and "class 40" not in said and "… 64 more" in said
+
+
+def test_sixty_dark_images_are_one_warning_to_check_data_and_to_training(folder, run_script, home):
+    images = [(number, f"{number}.png") for number in range(60)]
+    write_coco(folder, {"train": coco(images, [(number, 1, [2, 3, 20, 10]) for number, _ in images])})
+    for path in (folder / "train2017").glob("*.png"):
+        Image.new("RGB", (40, 30), (20, 20, 20)).save(path)
+    said = run_script("check_data.py", folder).stdout
+    trained = run_script("train.py", "--data", folder, "--best-metric", "none").stderr  # it ends where data are checked
+    for report in (said, trained):
+        assert report.count("image-dark") == 1 and report.count("its brightest pixel is 20") == 3
+        assert "… and 57 more" in report and "--json" in report
+    assert "warnings of 2 kinds" in said
+
+
+def test_every_kind_of_defect_says_what_to_do(folder, refused):
+    sources = [*(ROOT / "data/checks").glob("*.py"), *(ROOT / "data/readers").glob("*.py"), ROOT / "data/splits.py"]
+    kinds = {kind for path in sources for kind in re.findall(r'"([a-z]+(?:-[a-z]+)+)"', path.read_text())}
+    kinds |= {"image-without-id", "image-without-file-name", *(f"image-{kind.replace(' ', '-')}" for kind in KINDS)}
+    assert kinds == set(REMEDIES)
+    (folder / "train2017" / "b.jpg").unlink()
+    said = refused(2, "train.py", "--data", folder)
+    assert "1 image-missing: train: b.jpg: there is no such file" in said
+    assert f"\n    what to do: {REMEDIES['image-missing']}" in said
 
 
 @needs_real_data

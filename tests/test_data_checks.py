@@ -349,7 +349,8 @@ def test_training_is_refused_by_name_and_told_otherwise(tmp_path):
     write_coco(tmp_path, {"train": coco([(1, "a.jpg"), (2, "b.jpg")], bad), "val": coco([(1, "z.jpg")], bad[2:])})
     data = open_data(tmp_path, DataOptions(empty="drop"))
     told = "\n".join(data.describe(named=1))
-    assert "warning: 1 box-no-size (box dropped)\n      train: train2017/a.jpg, annotation 0 (cat): the box" in told
+    assert "warning: 1 box-no-size (box dropped)\n      what to do: draw it anew" in told
+    assert "\n      train: train2017/a.jpg, annotation 0 (cat): the box" in told
     assert "1 box-over-edge (box clipped)" in told
     assert "note: 1 image-without-objects (left out of training (--empty drop))" in told
     assert "train: 1 images, 2 boxes, 0 images without objects" in told

@@ -59,8 +59,8 @@ def test_alike_classes_are_a_warning_and_a_refused_one_has_a_hint(tmp_path):
     write_coco(tmp_path, {"train": coco([(1, "a.jpg")], rows, cells), "val": coco([(1, "v.jpg")], rows, cells)})
     (alike,) = [each for each in open_data(tmp_path).class_defects if each.kind == "classes-alike"]
     assert str(alike) == (
-        "warning: class Platlets: 2 boxes; its name differs from 'Platelets', which has 4, by one letter only; "
-        "if they are one, rename it (kept as two classes)"
+        "warning: class Platlets: 2 boxes; its name differs from 'Platelets', which has 4, by one letter only "
+        "(kept as two classes)"
     )
     val = tmp_path / "annotations" / "instances_val2017.json"
     val.write_text(json.dumps(coco([(1, "v.jpg")], rows, ((1, "rbc"), *cells[1:]))))

@@ -30,7 +30,7 @@ def alike_classes(counts: Mapping[str, np.ndarray], classes: Sequence[str]) -> l
     total, found = sum(counts.values()), []
     for pair in alike(classes):
         rarer, commoner = sorted(pair[:2], key=lambda index: total[index])
-        other = f"{classes[commoner]!r}, which has {total[commoner]}, by {pair[2]} only; if they are one, rename it"
+        other = f"{classes[commoner]!r}, which has {total[commoner]}, by {pair[2]} only"
         detail = f"{total[rarer]} boxes; its name differs from {other}"
         about = _warning("classes-alike", detail, "kept as two classes")
         found.append(Defect(split="", file="", object=f"class {classes[rarer]}", **about))

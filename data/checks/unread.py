@@ -22,13 +22,12 @@ def unread_folders(root: Path, read: Iterable[Path], splits: Collection[str]) ->
 def _unread(folder: Path, count: int, splits: Collection[str]) -> Defect:
     split = next(filter(None, map(split_of_folder, reversed(folder.parts))), None)
     is_lost = split in {"train", "val"} - set(splits)
-    mend = "; annotate them, name the files by --train-annotations, --val-annotations …, or take the folder away"
     return Defect(
         kind="folder-unread",
         severity="error" if is_lost else "warning",
         split=split or NO_SPLIT,
         file=f"{folder.as_posix()}/",
         object=None,
-        detail=f"no annotation names any of its {count} images" + (mend if is_lost else ""),
+        detail=f"no annotation names any of its {count} images",
         action=REFUSED if is_lost else "left out",
     )

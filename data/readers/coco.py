@@ -132,7 +132,7 @@ def _found_images(
         if image_id in listed_ids:
             twice = "image-id-twice", f"another image has the id {image_id}, so whose the annotations are is not known"
         elif name in listed_names:
-            twice = "image-listed-twice", f"the same file is image {listed_names[name]}; merge the two"
+            twice = "image-listed-twice", f"the same file is image {listed_names[name]}"
         listed_ids.add(image_id)
         if twice:
             kind, detail = twice

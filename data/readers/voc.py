@@ -81,7 +81,7 @@ class _Folder:
         """An image without an XML is no proof of an image without objects."""
         with_xml = {stem.lower() for stem in self.annotations}
         left_out = [path for path in self.images.nearest() if path.stem.lower() not in with_xml]
-        detail = "it has no XML file; write one without objects if it shows none"
+        detail = "it has no XML file"
         return [
             defect_of("image-without-annotation", split, relative_name(path, self.root), detail, "image left out")
             for path in left_out
@@ -91,7 +91,7 @@ class _Folder:
         images, defects = {}, []
         for stem in counted(stems, f"read annotations of {split}"):
             if stem not in self.annotations:
-                detail = f"{stem} has no XML in {self.where.annotations}: write one (without objects, if it shows none)"
+                detail = f"{stem} has no XML in {self.where.annotations}"
                 file = relative_name(lists / f"{split}.txt", self.root)
                 defects.append(defect_of("annotation-missing", split, file, detail, REFUSED, stem))
                 continue
@@ -113,14 +113,14 @@ class _Folder:
         try:
             xml = parse(xml_path).getroot()
         except (ParseError, DefusedXmlException, UnicodeError, ValueError) as error:
-            detail = f"it cannot be read as XML: {error}. Export it again"
+            detail = f"it cannot be read as XML: {error}"
             xml, defects = Element("annotation"), [defect_of("annotation-unreadable", split, xml_name, detail, REFUSED)]
         objects = FoundRows(self.classes.names, "object")
         for number, each in enumerate(xml.findall("object"), start=1):
             if class_name := (each.findtext("name") or "").strip():
                 objects.add(number, self.classes.index(class_name), _box(each))
             else:
-                detail, what = "it has no class name. Name it, or take it out", f"object {number}"
+                detail, what = "it has no class name", f"object {number}"
                 defects.append(defect_of("class-missing", split, xml_name, detail, REFUSED, what))
         file_name = (xml.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
         path = self._image_of(xml_path.stem, file_name)

@@ -1,14 +1,18 @@
 """How every script reads its command line, and how it ends. The only door to tyro."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 try:
     import tyro
+    from tyro import _errors as refusals  # not public, so requirements.txt holds tyro to one version
 except ModuleNotFoundError:
     print("error: the packages are missing. In a new shell first: . .venv/bin/activate (README.md)", file=sys.stderr)
     raise SystemExit(2) from None
@@ -52,13 +56,53 @@ class ConfigError(ValueError):
 
 
 def parse(options: type, arguments: Sequence[str] | None = None, default: Any = None) -> Any:
-    """The options from the command line; tyro prints usage errors and exits with 2."""
+    """The options from the command line; a ConfigError where they are wrong."""
     extra = {} if default is None else {"default": default}
     if "" in (sys.argv[1:] if arguments is None else arguments):
         raise ConfigError("One of the arguments is empty: is a shell variable not set?")
     # No "no-…" twins and no colours in pipes: the help stays one line an option.
     marks = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    return tyro.cli(options, args=arguments, config=marks, **extra)
+    flags = ["--" + field.name.replace("_", "-") for field in fields(options)]
+
+    def refuse(event: refusals.ParseErrorEvent) -> None:
+        if message := _refusal(event, flags):
+            raise ConfigError(message) from None
+
+    with refusals.on_parse_error(refuse):
+        return tyro.cli(options, args=arguments, config=marks, **extra)
+
+
+# What a value is to be, where the word that the help has for it does not say.
+VALUES = {"N": "a whole number", "INT": "a whole number", "N …": "whole numbers", "X": "a number", "FLOAT": "a number"}
+VALUES |= {"STR": "text"}
+
+
+def _refusal(event: refusals.ParseErrorEvent, flags: Sequence[str]) -> str | None:
+    """What is wrong with a command line, in our words: tyro's boxes name types and classes. None leaves it to them."""
+    if isinstance(event, refusals.UnrecognizedArgs):
+        wrong = [word.partition("=")[0] for word in event.tokens if word.startswith("-")]
+        told = f"There is no option {' and no '.join(_meant(word, flags) for word in wrong)}"
+        return f"{told if wrong else f'{event.tokens[0]!r} belongs to no option'}. --help lists all"
+    if isinstance(event, refusals.InstantiationFailure) and event.argument is None:
+        return event.message  # a ConfigError of ours: flags that contradict each other
+    if not isinstance(event, refusals.BadValue | refusals.InvalidChoice | refusals.InstantiationFailure):
+        return None
+    option = event.argument.lowered
+    flag, metavar = option.name_or_flags[-1], str(option.metavar)
+    wanted = VALUES.get(metavar, metavar)
+    if isinstance(event, refusals.BadValue):
+        return f"{flag} needs a value: {wanted}"
+    if isinstance(event, refusals.InvalidChoice):
+        return f"{flag} takes {metavar}, not {event.value!r}"
+    given = " ".join(re.findall("'(.*?)'", event.message.partition("\n")[0]))
+    return f"{flag} takes {wanted}, not {given!r}"
+
+
+def _meant(word: str, flags: Sequence[str]) -> str:
+    """An option that there is not, with the one that may be meant."""
+    plain = {flag.strip("-"): flag for flag in flags}
+    close = get_close_matches(word.strip("-").replace("_", "-"), plain, n=1)
+    return word + (f" (is it {plain[close[0]]}?)" if close else "")
 
 
 def command(main: Callable[[Any], Any], read: Callable[[], Any]) -> None:

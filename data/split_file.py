@@ -5,7 +5,7 @@
 - a folder with train.txt, val.txt …: a name a line
 
 Names are paths relative to the data set's root; where there is no such path, the file name alone, with or without its
-suffix, if only one image has it.
+suffix, if only one image has it. Images that were converted since may have another suffix.
 """
 
 import csv
@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from data.images import SUFFIXES
 from data.readers.found import FoundImage
 from data.readers.layout import SPLIT_NAMES, listed
 from data.readers.rows import read_text
@@ -79,14 +80,18 @@ class _Finder:
         self.by_short_name: dict[str, list[FoundImage]] = {}
         for name, image in images.items():
             path = PurePosixPath(name)
-            for short in {path.name, path.stem}:
+            for short in {path.name, path.stem, str(path.with_suffix(""))}:
                 self.by_short_name.setdefault(short, []).append(image)
 
     def __call__(self, name: str) -> FoundImage | None:
         plain = name.replace("\\", "/").removeprefix("./")
         if image := self.images.get(plain) or self.by_path.get(plain):
             return image
-        found = self.by_short_name.get(PurePosixPath(plain).name, [])
+        path = PurePosixPath(plain)
+        shorts = [path.name]
+        if path.suffix.lower() in SUFFIXES:  # another suffix, in the same folder before any other
+            shorts = [str(path.with_suffix(""))] * ("/" in plain) + [path.name, path.stem]
+        found = next((self.by_short_name[short] for short in shorts if short in self.by_short_name), [])
         if len(found) > 1:
             several = ", ".join(image.name for image in found[:3])
             raise DataError(f"{self.file} names {name!r}, which may be any of {several}. Write their paths.")

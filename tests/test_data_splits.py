@@ -194,6 +194,17 @@ def test_a_file_says_which_image_is_in_which_split(tmp_path, form):
     assert [(d.kind, d.split, d.file[-5:]) for d in opened.defects] == [("image-in-two-splits", "test", "e.jpg")]
 
 
+def test_splits_of_a_run_hold_for_images_that_were_converted(tmp_path):
+    names = [f"{folder}/{number}.png" for folder in "ab" for number in range(12)]
+    write_one_json(tmp_path / "was", names)
+    (tmp_path / "splits.json").write_text(json.dumps(open_data(tmp_path / "was").contents))
+    write_one_json(tmp_path / "now", [name.replace("png", "jpg") for name in names])
+    before, made = (split_of(open_data(tmp_path / folder)) for folder in ("was", "now"))
+    after = split_of(open_data(tmp_path / "now", DataOptions(splits=str(tmp_path / "splits.json"))))
+    assert {name.replace("jpg", "png"): split for name, split in after.items()} == before
+    assert made != after
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -159,6 +159,8 @@ def reported(
         "latency": scored.latency,
         "batch_size": scored.batch_size,
         "device": scored.device,
+        "amp": subject.precision,
+        "reference": subject.reference,
         "evaluation_run_id": None,
     }
     with tempfile.TemporaryDirectory(prefix="figures-") as folder:
@@ -282,7 +284,7 @@ def log(
             files=dict.fromkeys(pictures, "figures") | dict.fromkeys(kept, stored_detections.FOLDER),
             tables=evaluation_report.tables(report),
             description=note,
-            **in_mlflow(checkpoint, scene),
+            **in_mlflow(subject, scene),
         )
     say_page("evaluation", store.ui_urls(evaluation_run))
     return {"evaluation_run_id": evaluation_run, "model_id": stored.model_id if stored else None}

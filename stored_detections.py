@@ -73,6 +73,11 @@ class Detected:
         return self.split == "val" and not self.results_file.startswith("last_")
 
     @property
+    def computed(self) -> dict[str, str | None]:
+        """`amp` and `reference` as the options have them; None where they were not recorded."""
+        return {name: self.holder.params.get(name) for name in ("amp", "reference")}
+
+    @property
     def dataset(self) -> dict[str, Any]:
         """Name, digest and source (a folder, or `generated`) of the split, as far as the store knows."""
         found = [one for one in self.holder.datasets if one["name"].endswith(f"-{self.split}")]

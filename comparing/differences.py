@@ -20,6 +20,11 @@ SAY_NOTHING = (
     *(*changes.OF_ONE_START, *changes.SPACE, *PATHS, "data", "experiment", "group", "publish", "workers"),
     "checkpoint_every",
 )
+# What evaluations record of how they were computed, in words.
+COMPUTED = {
+    "amp": {"off": "in float32", "bf16": "in bf16", "fp16": "in fp16"},
+    "reference": {"False": "without --reference", "True": "with --reference"},
+}
 LONGEST_VALUE = 60  # characters
 FILES_NAMED = 10
 
@@ -49,6 +54,7 @@ def within(runs: Sequence[Detected]) -> list[str]:
             found[options.flag(name)] = values
     found |= {key: values for key, values in _settings(runs).items() if len(values) > 1}
     notes = [f"{name} {', '.join(values)}" for name, values in found.items()]
+    notes += [f"scored {', '.join(values)}" for values in _computed(runs).values() if len(values) > 1]
     seeds = [one.get("seed") for one in each if "seed" in one]
     if len(set(seeds)) < len(seeds) and not notes:
         notes.append("runs of the same seed, which are no independent trainings")
@@ -85,6 +91,22 @@ def _settings(runs: Sequence[Detected]) -> dict[str, Values]:
             if value is not None:
                 found.setdefault(name, set()).add(str(value))
     return {name: sorted(values) for name, values in found.items()}
+
+
+def scoring(baseline: Sequence[Detected], candidate: Sequence[Detected]) -> list[str]:
+    """How the precision and the modules differ that detected, in lines; what was not recorded differs from nothing."""
+    before, after = _computed(baseline), _computed(candidate)
+    differs = [name for name in COMPUTED if before[name] and after[name] and before[name] != after[name]]
+    lines = [f"{' or '.join(before[name])} → {' or '.join(after[name])}" for name in differs]
+    unknown = dict.fromkeys(run.run.name for run in (*baseline, *candidate) if None in run.computed.values())
+    if unknown:
+        lines.append(f"precision not recorded of {', '.join(unknown)}: what is scored again has it")
+    return lines or [f"the same, {' '.join(' or '.join(before[name]) for name in COMPUTED)}"]
+
+
+def _computed(runs: Sequence[Detected]) -> dict[str, Values]:
+    known = {name: {run.computed[name] for run in runs} - {None} for name in COMPUTED}
+    return {name: sorted(COMPUTED[name].get(value, value) for value in values) for name, values in known.items()}
 
 
 def code(baseline: Sequence[Detected], candidate: Sequence[Detected]) -> list[str]:

@@ -55,7 +55,12 @@ def _differences(about: Report) -> list[str]:
         f"--{name.replace('_', '-')} {' or '.join(before)} → {' or '.join(after)}"
         for name, (before, after) in about["configuration"].items()
     ]
-    told = {"configuration": options or ["the same"], "code": about["code"], "data": about["data"]}
+    told = {
+        "configuration": options or ["the same"],
+        "scoring": about["scoring"],
+        "code": about["code"],
+        "data": about["data"],
+    }
     return [f"{name}: {line}" for name, lines in told.items() for line in lines]
 
 

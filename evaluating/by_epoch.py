@@ -132,7 +132,7 @@ def _logged(store: Any, report: dict[str, Any], subject: Subject, scene: Scene, 
         files={picture: "figures"},
         tables={"tables/checkpoints.json": (columns, rows)},
         description=lambda own: _note(report, links(store, own, [picture], report["run_id"])),
-        **in_mlflow(subject.checkpoint, scene),
+        **in_mlflow(subject, scene),
     )
 
 

@@ -28,6 +28,8 @@ class Subject:
     model: Any
     checkpoint: dict[str, Any]  # its content, but for the weights
     sha256: str
+    precision: str  # as --amp has it: that of training's validation, unless another is asked for
+    reference: bool  # by torchvision's own modules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +43,23 @@ class Scene:
 
 
 def read_subject(path: Path, config: Any) -> Subject:
-    """The checkpoint of a local file."""
+    """The checkpoint of a local file, and how it is computed."""
+    import engine
+
     model, checkpoint = fetching.load_detector(
         path, model=config.model, classes=config.classes, reference=config.reference
     )
     entry = record.inspect(path).entry
     # The evaluation of a weights-only file is one of the checkpoint that it was taken from.
     sha256 = entry.get("weights_of") or entry.get("sha256") or record.file_sha256(path)
-    return Subject(model=model, checkpoint=checkpoint, sha256=sha256)
+    device, settings = engine.choose_device(config.device), checkpoint.get("evaluation") or {}
+    return Subject(
+        model=model,
+        checkpoint=checkpoint,
+        sha256=sha256,
+        precision=config.amp or scoring.precision_as_in(settings, device.type),
+        reference=config.reference,
+    )
 
 
 def scene_of(store: Any, checkpoint: dict[str, Any], config: Any) -> Scene:
@@ -76,10 +87,9 @@ def scored_as_in_training(subject: Subject, scene: Scene, config: Any, *, aloud:
 
     settings = subject.checkpoint.get("evaluation") or {}
     device = engine.choose_device(config.device)
-    precision = config.amp or scoring.precision_as_in(settings, device.type)
-    amp = engine.amp_dtype(precision, device)
+    amp = engine.amp_dtype(subject.precision, device)
     if amp is not None and aloud:
-        say(f"scoring in {precision}" + ("" if config.amp else ", as in training; in float32: --amp off"))
+        say(f"scoring in {subject.precision}" + ("" if config.amp else ", as in training; in float32: --amp off"))
     with engine.cpu_threads(scoring.threads_as_in(settings)):
         return scoring.score(
             subject.model.to(device),
@@ -156,11 +166,12 @@ def metric_prefix(scene: Scene) -> str:
     return f"eval/{scene.data.name}/{scene.split}/"
 
 
-def in_mlflow(checkpoint: dict[str, Any], scene: Scene) -> dict[str, Any]:
-    """Where an evaluation stands there, and on what it is."""
+def in_mlflow(subject: Subject, scene: Scene) -> dict[str, Any]:
+    """Where an evaluation stands there, on what it is, and how it was computed, as a training's options say it."""
     return {
-        "experiment": checkpoint.get("experiment") or TrainConfig.experiment,
+        "experiment": subject.checkpoint.get("experiment") or TrainConfig.experiment,
         "dataset": (f"{scene.data.name}-{scene.split}", scene.data.split_fingerprint(scene.split)),
         "dataset_source": str(scene.data.root or "generated"),
+        "params": {"amp": subject.precision, "reference": subject.reference},
         "tags": {"split": scene.split},
     }

@@ -18,6 +18,7 @@ import stored_detections
 import train
 from commandline import ConfigError
 from compare import CompareConfig
+from comparing import formats
 from comparing.runs import newest_two
 from evaluate import EvaluateConfig
 from metrics import coco_ground_truth, coco_results
@@ -30,6 +31,7 @@ from workspace import WorkspaceError
 BOXES = np.array([[x, 10, x + 40, 50] for x in (0, 100, 200, 300)])
 LABELS = [1, 1, 2, 2]
 CLASSES = ("cell & co", "plate_let")
+HOW = ({"amp": "bf16"}, {"reference": True})  # evaluations are computed
 PLAIN = {"images": 2, "replicates": 200, "no_log": True}
 
 
@@ -54,7 +56,19 @@ NAMES = [f"{number:02d}.png" for number in range(30)]
 
 
 def keep_run(
-    name, folder, *, share, seed, truth=None, results=None, source="", digest="2", group=None, contents=None, **about
+    name,
+    folder,
+    *,
+    share,
+    seed,
+    truth=None,
+    results=None,
+    source="",
+    digest="2",
+    experiment="cells",
+    group=None,
+    contents=None,
+    **about,
 ):
     """A finished training in the store, as far as comparisons look at one; its ID."""
     truth = truth or truth_of(NAMES)
@@ -82,7 +96,7 @@ def keep_run(
             places[kept] = "detections"
     return open_store().log_evaluation(
         {"val/AP": share},
-        experiment="cells",
+        experiment=experiment,
         kind="training",
         run_name=name,
         dataset=("cells-val", digest),
@@ -136,6 +150,17 @@ def test_a_difference_that_is_there_is_said_with_its_interval_and_of_what_it_hol
     assert about["configuration"] == {"lr": (["0.01"], ["0.02"]), "seed": (["0"], ["1"])}
     assert any("val was also used to choose" in note and "--split test" in note for note in report["notes"])
     assert set(about["scores"]) == {"AP", "AP50", "AP75", "AP_medium", "AP/cell & co", "AP/plate_let"}
+
+
+def test_what_was_not_recorded_of_the_scoring_is_unknown_and_within_a_group_others_are_named(here, tmp_path):
+    for name, amp in (("in-float32", "off"), ("in-bf16", "bf16"), ("also-in-bf16", "bf16")):
+        about = {"share": 0.6, "seed": len(name), "amp": amp, "reference": False}
+        keep_run(name, tmp_path, experiment="precisions", **about)
+    about = of("weak-0", "in-bf16")["comparisons"][0]
+    assert about["scoring"] == ["precision not recorded of weak-0: what is scored again has it"]
+    report = of("in-float32", "in-bf16", against=("weak-0", "also-in-bf16"))
+    assert report["comparisons"][0]["scoring"][0] == "in bf16 → in bf16 or in float32"
+    assert any("scored in bf16, in float32" in note for note in report["notes"])
 
 
 def test_no_difference_is_said_with_the_images_that_would_show_it(here):
@@ -380,5 +405,13 @@ def test_trained_and_evaluated_runs_are_compared_as_they_are(home, small, capfd)
     assert not any("used to choose" in note for note in on_test["notes"])
     by_evaluation = of(evaluations[0]["evaluation_run_id"], second)
     assert by_evaluation["split"] == "test" and by_evaluation["comparisons"] == on_test["comparisons"]
+    others = [EvaluateConfig(run=first, split="test", replicates=0, worst=0, **how) for how in HOW]
+    told = of(*(each["evaluation_run_id"] for each in (evaluations[0], *map(evaluate.main, others))))
+    scoring = ["in float32 → in bf16", "without --reference → with --reference"]
+    assert [[line] for line in scoring] == [about["scoring"] for about in told["comparisons"]]
+    runs = [run for side in told["sides"] for run in side["runs"]]
+    assert [(run["amp"], run["reference"]) for run in runs] == [("off", False), ("bf16", False), ("off", True)]
+    assert all(f"- scoring: {line}\n" in write(told) for line in scoring for write in (formats.text, formats.markdown))
+    assert report["comparisons"][0]["scoring"] == ["the same, in float32 without --reference"]
     with pytest.raises(ConfigError, match="evaluation on test, not on --split val"):
         of(evaluations[0]["evaluation_run_id"], second, split="val")

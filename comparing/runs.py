@@ -36,6 +36,7 @@ def by_name(
     groups = [[known[word] for word in words] for words in (against, runs)]
     for group in groups:
         _require_different(group)
+    _require_apart(*groups)
     return _labelled(groups)
 
 
@@ -82,6 +83,17 @@ def _require_different(runs: Sequence[Detected]) -> None:
     twice = next((run for run in runs if ids.count(run.run.run_id) > 1), None)
     if twice:
         raise ConfigError(f"Run {twice.run.run_id} ({twice.run.name}) is named twice in one group")
+
+
+def _require_apart(baseline: Sequence[Detected], candidate: Sequence[Detected]) -> None:
+    """The interval takes the trainings of the sides as independent."""
+    both = {run.run.run_id for run in baseline} & {run.run.run_id for run in candidate}
+    if both:
+        named = ", ".join(f"{run.run.run_id} ({run.run.name})" for run in candidate if run.run.run_id in both)
+        raise ConfigError(
+            f"On both sides of --against: {named}. Name each run on one side only. Two evaluations of one training "
+            "compare without --against: python compare.py EVALUATION EVALUATION"
+        )
 
 
 def _labelled(groups: Sequence[list[Detected]]) -> Sides:

@@ -390,6 +390,15 @@ def test_a_run_twice_in_a_group_is_refused(here):
         of("weak-0", "weak-0", against=("strong-0",))
 
 
+def test_a_run_on_both_sides_is_refused_by_name(here, run_script):
+    process = run_script("compare.py", "weak-0", "weak-1", "--against", "strong-0", "weak-1", "--no-log")
+    run_id = open_store().find("weak-1").run_id
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.startswith(
+        f"error: On both sides of --against: {run_id} (weak-1). Name each run on one side only"
+    )
+
+
 def test_trained_and_evaluated_runs_are_compared_as_they_are(home, small, capfd):
     first, second = (train.main(replace(small, max_steps=2, seed=seed)) for seed in (0, 1))
     report = of(first[:8], second)

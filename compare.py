@@ -39,7 +39,7 @@ class CompareConfig:
     experiment: commandline.Text = None
     """Without RUNs: compare the groups of this experiment. With RUNs: where to look for them."""
     group_by: commandline.Text = None
-    """What runs of a group have in common: parameters or tags, as in lr,augmentation. [their --group]"""
+    """Options or tags that a group's runs share, as in lr,augmentation; runs without are left out. [their --group]"""
     split: commandline.Text = None
     """Split whose images they are compared on: its newest evaluation is taken. [val; of an evaluation its own]"""
     which: Literal["best", "last"] = "best"

@@ -1,14 +1,20 @@
 """Which runs compare.py compares, as sides: single runs, groups of seeds, the groups of an experiment."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
+import config as options
 import fetching
 import stored_detections
 import workspace
 from commandline import ConfigError
+from comparing import differences
+from config import TrainConfig
 from progress import say
 from stored_detections import Detected, NoDetections
+
+OPTIONS = {field.name for field in fields(TrainConfig)}
 
 Sides = dict[str, list[Detected]]  # by what they are called in the report, the baseline first
 
@@ -123,17 +129,15 @@ def by_experiment(store: Any, experiment: str, group_by: str, *, split: str | No
     if not finished:
         raise workspace.WorkspaceError(f"No run of experiment {experiment!r} in {store.uri} has finished")
     keys = [key.strip() for key in group_by.split(",")]
+    left_out = [line for key in keys if (line := _lacking(finished, key))]
     groups = {run.run_id: label for run in finished if (label := _group(run, keys))}
     if len(set(groups.values())) < 2:
-        differing = ",".join(_params_that_differ(finished)) or "lr"
-        only = f"only one {group_by}" if groups else f"no {group_by}"
-        raise ConfigError(
-            f"The finished runs of experiment {experiment!r} have {only}. Group them by what differs: "
-            f"--group-by {differing}"
-        )
-    if len(groups) < len(finished):
-        names = ", ".join(run.name for run in finished if run.run_id not in groups)
-        say(f"note: runs without {group_by} are left out: {names}")
+        only = f"only one group ({next(iter(groups.values()))})" if groups else "no group"
+        by_name = ["with these it is compared by name: python compare.py RUN … --against RUN …"] if groups else []
+        lines = [f"--group-by {group_by} finds {only} in experiment {experiment!r}. {_advice(finished)}", *left_out]
+        raise ConfigError("\n  ".join([*lines, *(by_name if left_out else [])]))
+    for line in left_out:
+        say(f"note: {line}")
     sides: Sides = {}
     for run in detections_of(store, list(groups), split, which):
         sides.setdefault(groups[run.run.run_id], []).append(run)
@@ -141,14 +145,30 @@ def by_experiment(store: Any, experiment: str, group_by: str, *, split: str | No
 
 
 def _group(run: Any, keys: Sequence[str]) -> str | None:
-    values = {key: run.params.get(key, run.tags.get(key)) for key in keys}
-    if list(values) == ["group"]:
-        return values["group"]
-    known = [f"{key} {value}" for key, value in values.items() if value is not None]
-    return ", ".join(known) or None
+    """The run's group; None where it lacks one of the parameters or tags."""
+    values = {key: _value(run, key) for key in keys}
+    if None in values.values():
+        return None
+    return values["group"] if keys == ["group"] else ", ".join(f"{key} {value}" for key, value in values.items())
 
 
-def _params_that_differ(runs: Sequence[Any]) -> list[str]:
-    """Those that have several values, the seed and names apart."""
-    names = {name for run in runs for name in run.params} - {"seed", "run_name", "group"}
-    return sorted(name for name in names if len({run.params.get(name) for run in runs}) > 1)
+def _value(run: Any, key: str) -> str | None:
+    return run.params.get(options.option(key), run.tags.get(key))
+
+
+def _lacking(runs: Sequence[Any], key: str) -> str | None:
+    """Which of the runs have no such parameter or tag, in words."""
+    names = [run.name for run in runs if _value(run, key) is None]
+    is_option = options.option(key) in OPTIONS
+    why = f"trained without {options.flag(options.option(key))}" if is_option else f"having no option or tag {key}"
+    return f"left out, {why}: {', '.join(names)}" if names else None
+
+
+def _advice(runs: Sequence[Any]) -> str:
+    """What to group by: the options that all of the runs have and not all alike."""
+    names = OPTIONS - {*differences.SAY_NOTHING, "seed"}
+    values = {name: {run.params.get(name) for run in runs} for name in sorted(names)}
+    differing = [name for name, each in values.items() if None not in each and len(each) > 1]
+    if not differing:
+        return "No option that all of its runs have differs: name runs, python compare.py RUN RUN"
+    return f"Group its runs by what differs, or a part of it: --group-by {','.join(differing)}"

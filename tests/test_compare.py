@@ -199,9 +199,32 @@ def test_an_experiments_groups_are_ranked(here, capfd):
     report = of(experiment="cells")
     assert [side["label"] for side in report["sides"]] == ["strong", "weak"]
     assert "strong" in report["comparisons"][0]["baseline"] and report["comparisons"][0]["scores"]["AP"]["high"] < 0
-    assert "left out: elsewhere, like-weak" in capfd.readouterr().err
+    assert "note: left out, trained without --group: elsewhere, like-weak\n" in capfd.readouterr().err
     with pytest.raises(ConfigError, match="--group-by lr"):
         of(experiment="cells", group_by="augmentation")
+
+
+def test_runs_without_an_option_are_left_out_by_name_and_the_advice_is_of_options_that_all_have(here, tmp_path, capfd):
+    options = ({"splits": "a.json", "workers": 1}, {"splits": "b.json", "ema": 0.99, "workers": 2}, {"lr": 0.1})
+    for seed, about in enumerate(options):
+        keep_run(f"option-{seed}", tmp_path, experiment="options", share=0.7, seed=seed, **about)
+    for group_by, labels in {
+        "splits": ["splits a.json", "splits b.json"],
+        "splits,lr": ["splits a.json, lr 0.01"],
+    }.items():
+        report = of(experiment="options", group_by=group_by, images=0)
+        assert {*labels} <= {side["label"] for side in report["sides"]} and len(report["sides"]) == 2
+        assert capfd.readouterr().err == "note: left out, trained without --splits: option-2\n"
+    with pytest.raises(ConfigError) as error:
+        of(experiment="options", group_by="ema")
+    first, *others = str(error.value).splitlines()
+    assert first.startswith("--group-by ema finds only one group (ema 0.99) in experiment 'options'.")
+    assert first.endswith("--group-by lr")  # not splits and ema, which one lacks, nor workers
+    assert others[0] == "  left out, trained without --ema: option-2, option-0" and "by name" in others[1]
+    with pytest.raises(
+        ConfigError, match=r"finds no group in [^\n]*\n  left out, having no option or tag foo: option-2"
+    ):
+        of(experiment="options", group_by="foo")
 
 
 def test_different_data_are_refused_unless_told_to_take_what_is_common(here):

@@ -74,13 +74,22 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """By Student's t over the seeds; the images are taken as given."""
+    """By Student's t over the seeds, cut at 0 and 1, where scores end; the images are taken as given.
+
+    Two seeds tell little of how seeds vary: their one degree of freedom has t = 12.7, so the interval is the mean ± 9
+    sample standard deviations (three seeds: ± 2.5) and often goes from end to end.
+    """
     mean, count = float(np.mean(values)), len(values)
     if count == 1:
         return Spread(mean=mean, deviation=None, interval=None)
     deviation = float(np.std(values, ddof=1))
     half = student(count - 1) * deviation / math.sqrt(count)
-    return Spread(mean=mean, deviation=deviation, interval=(mean - half, mean + half))
+    return Spread(mean=mean, deviation=deviation, interval=_clipped(mean - half, mean + half, 0.0))
+
+
+def _clipped(low: float, high: float, least: float) -> tuple[float, float]:
+    """As far as the interval lies in least..1: what it covers of possible values stays the same."""
+    return max(low, least), min(high, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +122,8 @@ def difference(baseline: Sequence[Evaluated], candidate: Sequence[Evaluated], na
     degrees of freedom of Welch (The generalization of "Student's" problem when several different population variances
     are involved, Biometrika 34, 1947, and Satterthwaite 1946), in which the images count as known. That seeds do well
     on other images is in both variances: the images' is counted without it. A side with one seed is taken as this
-    checkpoint: it adds no variance.
+    checkpoint: it adds no variance. Intervals are cut at −1 and 1, where differences of scores end; of two seeds they
+    are wide for the reason that `spread` gives.
     """
     sides = [[run.values.get(name) for run in side] for side in (baseline, candidate)]
     if any(value is None for side in sides for value in side):
@@ -132,11 +142,12 @@ def difference(baseline: Sequence[Evaluated], candidate: Sequence[Evaluated], na
         degrees = welch_degrees(images, parts)
         half = student(degrees) * math.sqrt(images + seeds)
         bounds = (means[1] - means[0] - half, means[1] - means[0] + half)
+    low, high = _clipped(*bounds, -1.0)
     return Difference(
         baseline=means[0],
         candidate=means[1],
-        low=bounds[0],
-        high=bounds[1],
+        low=low,
+        high=high,
         image_variance=images,
         seed_variance=seeds,
         degrees_of_freedom=degrees,

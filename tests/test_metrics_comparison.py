@@ -146,6 +146,16 @@ def test_the_spread_over_seeds_is_students():
     assert (spread([0.5]).deviation, spread([0.5]).interval) == (None, None)
 
 
+def test_intervals_end_where_scores_and_their_differences_do():
+    assert spread([0.1, 0.9]).interval == (0.0, 1.0)  # 0.5 ± 9 · 0.57
+    low, high = spread([0.90, 0.94]).interval
+    assert high == 1.0 and low == pytest.approx(0.92 - 12.706 * 0.02, rel=1e-4)
+    runs = [constant(0.1), constant(0.9)]
+    for side in (runs, runs[::-1]):
+        found = difference(side, side[::-1], "AP")
+        assert (found.low, found.high) == (-1.0, 1.0) and not found.is_shown
+
+
 def test_errors_are_false_positives_and_misses_from_the_best_threshold_on():
     a, b, nowhere = [0, 0, 50, 50], [100, 0, 150, 50], [300, 300, 350, 350]
     records = [image(1, [a, b], [1, 2]), image(2, [a], [1]), image(3, [a, b], [1, 1], crowd=[0, 1])]

@@ -3,6 +3,7 @@
 import csv as csv_files
 import io
 import re
+import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from metrics import OVERALL
 from models import record
 
 SHOWN = ("AP", "AP50", "AP75")  # of each side, in tables of sides
+LONGEST_LABEL = 26  # characters: two such columns of a table fit into 120
 LONGEST_NOTE = 4500  # characters: MLflow takes 5000 or more, by its version
 MOST_SCORES = 300  # three numbers each: MLflow takes 1000
 ERRORS = "by errors (false positives and misses at IoU 0.5, from the score of the best F1 on)"
@@ -35,7 +37,8 @@ def markdown(report: Report) -> str:
 
 
 def _document(report: Report, table: Callable[[Table], str], heading: Callable[[str], str], between: str = "\n") -> str:
-    parts = [introduction(report), table(sides_table(report))]
+    report, legend = lettered(report)
+    parts = [introduction(report), *_bulleted("compared", legend), table(sides_table(report))]
     for about in report["comparisons"]:
         parts += [heading(f"{about['candidate']} against {about['baseline']}"), about["verdict"], about["scope"]]
         parts.append(table(scores_table(about)))
@@ -44,6 +47,23 @@ def _document(report: Report, table: Callable[[Table], str], heading: Callable[[
             parts += [f"images that changed most, {ERRORS}:", table(images_table(about))]
     parts += _bulleted("notes", report["notes"])
     return between.join(parts)
+
+
+def lettered(report: Report) -> tuple[Report, list[str]]:
+    """The report with its sides called A, B … and which is which, where a label is too long for a table's column.
+
+    Verdicts keep the whole labels: they are quoted alone.
+    """
+    labels = [side["label"] for side in report["sides"]]
+    if max(map(len, labels)) <= LONGEST_LABEL:
+        return report, []
+    letters = string.ascii_uppercase
+    short = {label: f"{letters[n % len(letters)]}{n // len(letters) or ''}" for n, label in enumerate(labels)}
+    sides = [side | {"label": short[side["label"]]} for side in report["sides"]]
+    comparisons = [
+        about | {key: short[about[key]] for key in ("baseline", "candidate")} for about in report["comparisons"]
+    ]
+    return {**report, "sides": sides, "comparisons": comparisons}, [f"{short[label]}: {label}" for label in labels]
 
 
 def _bulleted(title: str, lines: Sequence[str]) -> list[str]:
@@ -84,7 +104,7 @@ def sides_table(report: Report) -> Table:
         rows.append([side["label"], which, *(_with_spread(side["scores"].get(name)) for name in SHOWN)])
         interval = side["scores"].get("AP", {}).get("interval")
         rows[-1].append(f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "")
-    header = ["", "runs", *SHOWN, "AP's interval over seeds"]
+    header = ["", "runs", *SHOWN, "AP, 95% over seeds"]
     if not any(row[-1] for row in rows):
         return header[:-1], [row[:-1] for row in rows]
     return header, rows
@@ -126,6 +146,7 @@ def _aligned(table: Table) -> str:
 
 def latex(report: Report) -> str:
     """A tabular of the sides with the difference in AP, for the package booktabs."""
+    report, legend = lettered(report)
     header = [*SHOWN, r"$\Delta$AP", r"95\% interval"]
     compared = {about["candidate"]: about["scores"].get("AP") for about in report["comparisons"]}
     lines = [rf"\begin{{tabular}}{{l{'r' * len(header)}}}", r"\toprule"]
@@ -137,7 +158,9 @@ def latex(report: Report) -> str:
             [f"${found['difference']:+.3f}$", f"$[{found['low']:+.3f}, {found['high']:+.3f}]$"] if found else ["", ""]
         )
         lines.append(" & ".join([escaped(side["label"]), *cells, *delta]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+    whole = rf"\multicolumn{{{len(header) + 1}}}{{l}}{{\footnotesize "
+    lines += [r"\bottomrule", *(rf"{whole}{escaped(line)}}} \\" for line in legend)]
+    return "\n".join([*lines, r"\end{tabular}"])
 
 
 def escaped(text: str) -> str:
@@ -210,8 +233,9 @@ def tables(report: Report) -> dict[str, tuple[list[str], list[list[Any]]]]:
 
 def note(report: Report, links: str) -> str:
     """The comparison's Markdown note in the MLflow UI: what report.md begins with, as far as it has room."""
+    report, legend = lettered(report)
     parts = [about["verdict"] + " " + about["scope"] for about in report["comparisons"]]
-    parts += [links, introduction(report), notes.table(*sides_table(report))]
+    parts += [links, introduction(report), *_bulleted("Compared", legend), notes.table(*sides_table(report))]
     for about in report["comparisons"]:
         parts += [f"{about['candidate']} against {about['baseline']}:", notes.table(*scores_table(about))]
     parts += _bulleted("Notes", report["notes"])
@@ -238,7 +262,8 @@ def draw(report: Report, folder: Path) -> list[Path]:
         if rows:
             single = len(report["comparisons"]) == 1
             paths.append(folder / ("differences.png" if single else f"differences_{number}.png"))
-            figure.differences(rows, paths[-1], title=f"{about['candidate']} − {about['baseline']}")
+            between = "\n" if max(len(about["candidate"]), len(about["baseline"])) > LONGEST_LABEL else " "
+            figure.differences(rows, paths[-1], title=f"{about['candidate']}{between}− {about['baseline']}")
     by_side = {
         side["label"]: ([run["scores"]["AP"] for run in side["runs"]], side["scores"]["AP"]["interval"])
         for side in report["sides"]

@@ -295,6 +295,28 @@ def test_every_format_is_what_it_says(here, run_script, kind):
         assert "strong is better than weak by" in out or "No difference shown between strong and weak" in out
 
 
+def test_long_names_have_letters_in_tables_and_a_legend(here, tmp_path):
+    names = [f"fasterrcnn_resnet50-cells-official-split-augmentation-{end}" for end in ("flip", "none", "dihedral")]
+    for seed, name in enumerate(names):
+        keep_run(name, tmp_path, experiment="names", share=0.6 + 0.1 * seed, seed=seed)
+    report = of(*names, images=1, output=tmp_path / "out")
+    lines = formats.text(report).splitlines()
+    legend = [f"{letter}: {name}" for letter, name in zip("ABC", names, strict=True)]
+    at = lines.index("compared:")
+    assert lines[at + 1 : at + 4] == [f"- {line}" for line in legend] and "C against A" in lines
+    tables = [line for line in lines if line.startswith("  ")]
+    assert (
+        len(tables) > 10 and max(map(len, tables)) <= 80 and not any(name in line for line in tables for name in names)
+    )
+    assert report["comparisons"][1]["verdict"] in lines and names[2] in report["comparisons"][1]["verdict"]
+    assert f"- {legend[2]}\n" in (tmp_path / "out" / "report.md").read_text()
+    latex = formats.latex(report).splitlines()
+    assert [line.partition(" &")[0] for line in latex if line.count("&") == 5][1:] == ["A", "B", "C"]
+    assert [line for line in latex if "multicolumn{6}{l}" in line and r"fasterrcnn\_resnet50" in line] == latex[-4:-1]
+    many = {"sides": [{"label": f"{'long' * 10}{number}"} for number in range(60)], "comparisons": []}
+    assert len({side["label"] for side in formats.lettered(many)[0]["sides"]}) == 60
+
+
 def test_images_that_a_run_was_trained_on_are_told_however_they_are_annotated(here):
     seen = {name: f"{number:016x} 1" for number, name in enumerate(NAMES)}  # the image's digest, its annotations'
     honest = keep_run("honest", here, share=0.9, seed=1, contents={"train": {"else.png": "f 1"}, "val": seen})

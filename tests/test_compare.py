@@ -14,14 +14,18 @@ from PIL import Image
 
 import compare
 import evaluate
+import figures
+import metrics
 import stored_detections
 import train
 from commandline import ConfigError
 from compare import CompareConfig
-from comparing import formats
+from comparing import changed_images, formats
 from comparing.runs import newest_two
+from comparing.same_images import same_images
 from evaluate import EvaluateConfig
 from metrics import coco_ground_truth, coco_results
+from metrics.errors import WRONG
 from tests.conftest import open_store, work_in
 from tests.detections import found, image
 from tracking.errors import DamagedArtifact, RunUnknown
@@ -366,6 +370,42 @@ def test_the_images_that_changed_most_come_first(here):
     first = NAMES.index(changed[0]["file_name"]) + 1
     misses = [4 - sum(each["image_id"] == first for each in results) for results in found_of]
     assert [changed[0]["baseline"], changed[0]["candidate"]] == misses
+
+
+def test_changed_images_show_what_is_right_wrong_and_not_found(here, tmp_path):
+    count = len(NAMES) - 1
+    right = found(1, BOXES[:1], np.array([1]), np.array([0.9]))
+    wrong = found(1, np.array([[100, 200, 140, 240], BOXES[3]]), np.array([1, 1]), np.array([0.9, 0.9]))
+    others = [found(number, BOXES, np.array(LABELS), np.full(4, 0.9)) for number in range(2, count + 2)]
+    keep_run(
+        "two-wrong",
+        tmp_path,
+        share=1,
+        seed=0,
+        source=str(here / "images"),
+        results=coco_results([right, wrong, *others]),
+    )
+    store = open_store()
+    runs = [stored_detections.of_run(store, store.find(name).run_id, "val", "best") for name in ("weak-0", "two-wrong")]
+    same = same_images(runs, only_common=False)
+    shown = [(run, metrics.evaluated(metrics.match(same.ground_truth, same.results_of(run)))) for run in runs]
+    with Image.open(changed_images.draw(shown, same, NAMES[:1], tmp_path / "changed.png")) as image:
+        picture = np.asarray(image)
+
+    def color(panel, x, y):  # of the image's pixels, drawn at three quarters of their size
+        return tuple(picture[2 * figures.TITLE_PIXELS + y * 3 // 4, panel * (480 + figures.GAP_PIXELS) + x * 3 // 4])
+
+    blue, green, red, pink = (31, 119, 180), (44, 160, 44), (214, 39, 40), (227, 119, 194)  # of tab10
+    bottoms = [(20, 50), (120, 240), (120, 50), (220, 50), (320, 50)]
+    assert [color(2, *place) for place in bottoms] == [green, red, pink, pink, red]
+    assert [color(0, *place) for place in bottoms] == [blue, (128, 128, 128), blue, blue, blue]
+    for run, scores in shown:
+        one = changed_images._judged("", run, scores, same, same.ground_truth)
+        objects = zip(one.errors.unfound(), same.ground_truth["annotations"], strict=True)
+        wrong_in = [each["image_id"] for kind, each in zip(one.errors.kinds, one.results, strict=True) if kind in WRONG]
+        unfound_in = [each["image_id"] for unfound, each in objects if unfound]
+        errors = np.bincount([*wrong_in, *unfound_in], minlength=len(NAMES) + 1)[1:]
+        assert errors.tolist() == scores.errors.tolist()  # as the tables have them
 
 
 def test_images_that_are_elsewhere_are_named_and_not_drawn(here, tmp_path, capfd):

@@ -16,6 +16,7 @@ from models import record
 SHOWN = ("AP", "AP50", "AP75")  # of each side, in tables of sides
 LONGEST_LABEL = 26  # characters: two such columns of a table fit into 120
 LONGEST_NOTE = 4500  # characters: MLflow takes 5000 or more, by its version
+ZEROS_NAMED = 5
 MOST_SCORES = 300  # three numbers each: MLflow takes 1000
 ERRORS = "by errors (false positives and misses at IoU 0.5, from the score of the best F1 on)"
 
@@ -41,7 +42,7 @@ def _document(report: Report, table: Callable[[Table], str], heading: Callable[[
     parts = [introduction(report), *_bulleted("compared", legend), table(sides_table(report))]
     for about in report["comparisons"]:
         parts += [heading(f"{about['candidate']} against {about['baseline']}"), about["verdict"], about["scope"]]
-        parts.append(table(scores_table(about)))
+        parts += [table(scores_table(about)), *zeros_told(about)]
         parts += _bulleted("beside the scores", _differences(about))
         if about["changed_images"]:
             parts += [f"images that changed most, {ERRORS}:", table(images_table(about))]
@@ -125,9 +126,23 @@ def scores_table(about: Report) -> Table:
             f"{found['low']:+.3f} to {found['high']:+.3f}",
             "shown" if found["shown"] else "",
         ]
-        for name, found in about["scores"].items()
+        for name, found in telling(about).items()
     ]
     return ["", about["baseline"], about["candidate"], "difference", "95% interval", ""], rows
+
+
+def telling(about: Report) -> dict[str, Report]:
+    """AP, and the other scores but for those that are 0 on both sides whatever images are drawn."""
+    ends = ("baseline", "candidate", "low", "high")
+    return {name: found for name, found in about["scores"].items() if name == "AP" or any(found[key] for key in ends)}
+
+
+def zeros_told(about: Report) -> list[str]:
+    """Which rows `telling` leaves out, as one line or none."""
+    shown = telling(about)
+    names = [name for name in about["scores"] if name not in shown]
+    more = ", …" if len(names) > ZEROS_NAMED else ""
+    return [f"0 on both sides, left out: {len(names)} ({', '.join(names[:ZEROS_NAMED])}{more})"] if names else []
 
 
 def images_table(about: Report) -> Table:
@@ -238,6 +253,7 @@ def note(report: Report, links: str) -> str:
     parts += [links, introduction(report), *_bulleted("Compared", legend), notes.table(*sides_table(report))]
     for about in report["comparisons"]:
         parts += [f"{about['candidate']} against {about['baseline']}:", notes.table(*scores_table(about))]
+        parts += zeros_told(about)
     parts += _bulleted("Notes", report["notes"])
     kept = "\n\n".join(parts)
     return (
@@ -258,7 +274,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, about in enumerate(report["comparisons"], start=1):
-        rows = {name: (found["difference"], found["low"], found["high"]) for name, found in about["scores"].items()}
+        rows = {name: (found["difference"], found["low"], found["high"]) for name, found in telling(about).items()}
         if rows:
             single = len(report["comparisons"]) == 1
             paths.append(folder / ("differences.png" if single else f"differences_{number}.png"))

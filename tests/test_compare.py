@@ -321,6 +321,21 @@ def test_long_names_have_letters_in_tables_and_a_legend(here, tmp_path):
     assert len({side["label"] for side in formats.lettered(many)[0]["sides"]}) == 60
 
 
+def test_rows_that_are_zero_on_both_sides_are_one_line(here, tmp_path):
+    for name, seed in (("blind", 1), ("blinder", 2)):
+        cells = [each for each in results_of(30, 0.6, seed) if each["category_id"] == 1]
+        keep_run(name, tmp_path, experiment="zeros", share=0.6, seed=seed, results=cells)
+    told = "0 on both sides, left out: 1 (AP/plate_let)"
+    report = of("blind", "blinder", images=0)
+    for text in (formats.text(report), formats.markdown(report), formats.note(report, "")):
+        assert told in text.splitlines() and text.count("AP/plate_let") == 1 and "AP/cell & co" in text
+    assert report["comparisons"][0]["scores"]["AP/plate_let"]["high"] == 0 and "AP/plate_let" in formats.csv(report)
+    one_side = formats.text(of("blind", "weak-0", images=0))
+    assert "left out" not in one_side and "AP/plate_let" in one_side
+    nothing = report["comparisons"][0]["scores"]["AP/plate_let"]
+    assert list(formats.telling({"scores": {"AP": nothing, "AP50": nothing}})) == ["AP"]
+
+
 def test_images_that_a_run_was_trained_on_are_told_however_they_are_annotated(here):
     seen = {name: f"{number:016x} 1" for number, name in enumerate(NAMES)}  # the image's digest, its annotations'
     honest = keep_run("honest", here, share=0.9, seed=1, contents={"train": {"else.png": "f 1"}, "val": seen})
@@ -373,13 +388,13 @@ def test_the_images_that_changed_most_come_first(here):
 
 
 def test_changed_images_show_what_is_right_wrong_and_not_found(here, tmp_path):
-    count = len(NAMES) - 1
     right = found(1, BOXES[:1], np.array([1]), np.array([0.9]))
     wrong = found(1, np.array([[100, 200, 140, 240], BOXES[3]]), np.array([1, 1]), np.array([0.9, 0.9]))
-    others = [found(number, BOXES, np.array(LABELS), np.full(4, 0.9)) for number in range(2, count + 2)]
+    others = [found(number, BOXES, np.array(LABELS), np.full(4, 0.9)) for number in range(2, len(NAMES) + 1)]
     keep_run(
         "two-wrong",
         tmp_path,
+        experiment="pictures",
         share=1,
         seed=0,
         source=str(here / "images"),

@@ -74,8 +74,12 @@ class Detected:
 
     @property
     def computed(self) -> dict[str, str | None]:
-        """`amp` and `reference` as the options have them; None where they were not recorded."""
-        return {name: self.holder.params.get(name) for name in ("amp", "reference")}
+        """`amp` and `reference` as the options have them; None where they were not recorded, or changed on resuming."""
+        known = {name: self.holder.params.get(name) for name in ("amp", "reference")}
+        if self.holder is not self.run:
+            return known
+        later = self.facts.get("config") or {}  # MLflow keeps a parameter's first value
+        return {name: value if str(later.get(name, value)) == value else None for name, value in known.items()}
 
     @property
     def dataset(self) -> dict[str, Any]:

@@ -49,12 +49,15 @@ def enough(about: About, images: int) -> str:
         return "they score the same"
     number, seeds = about["images_needed"], about["seeds_needed"]
     ways = []
-    if number is not None:
+    # As many as there are were not enough: few seeds have a wider interval than `metrics.needed` reckons with.
+    if number is not None and (number > images or seeds is None):
+        number = max(number, images + 1)
         many = "more than a million" if number > MOST_IMAGES else f"about {_two_digits(number):,}"
         ways.append(f"{many} images (there are {images})")
     if seeds is not None:
-        many = "more than a thousand" if seeds > MOST_SEEDS else f"about {max(2, math.ceil(seeds))}"
-        ways.append(f"{many} seeds a side")
+        there = max(about["seeds"])
+        many = f"about {math.ceil(seeds)}" if seeds > there else f"more than {there}"
+        ways.append(f"{'more than a thousand' if seeds > MOST_SEEDS else many} seeds a side")
     if not ways:
         return f"to show {abs(value):.3f} would take both more images (there are {images}) and more seeds"
     return f"{' or '.join(ways)} would be needed to show {abs(value):.3f} {POWER}"

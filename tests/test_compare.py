@@ -20,7 +20,7 @@ import stored_detections
 import train
 from commandline import ConfigError
 from compare import CompareConfig
-from comparing import changed_images, formats
+from comparing import changed_images, formats, words
 from comparing.runs import newest_two
 from comparing.same_images import same_images
 from evaluate import EvaluateConfig
@@ -165,6 +165,20 @@ def test_what_was_not_recorded_of_the_scoring_is_unknown_and_within_a_group_othe
     report = of("in-float32", "in-bf16", against=("weak-0", "also-in-bf16"))
     assert report["comparisons"][0]["scoring"][0] == "in bf16 → in bf16 or in float32"
     assert any("scored in bf16, in float32" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize(
+    ("images", "seeds", "of", "said"),
+    [
+        (500.5, 4.2, (3, 3), "about 510 images (there are 30) or about 5 seeds a side would"),
+        (0.4, 0.2, (2, 2), "more than 2 seeds a side would"),  # which Student's t makes wide, not their spread
+        (29.2, None, (1, 1), "about 31 images (there are 30) would"),
+        (2e6, 5000.0, (2, 2), "more than a million images (there are 30) or more than a thousand seeds a side would"),
+    ],
+)
+def test_as_many_images_or_seeds_as_there_are_would_not_do(images, seeds, of, said):
+    about = {"scores": {"AP": {"difference": 0.1}}, "images_needed": images, "seeds_needed": seeds, "seeds": of}
+    assert words.enough(about, 30) == f"{said} be needed to show 0.100 {words.POWER}"
 
 
 def test_no_difference_is_said_with_the_images_that_would_show_it(here):
@@ -497,6 +511,15 @@ def test_a_run_on_both_sides_is_refused_by_name(here, run_script):
     assert process.stderr.startswith(
         f"error: On both sides of --against: {run_id} (weak-1). Name each run on one side only"
     )
+
+
+def test_the_precision_of_a_run_that_was_resumed_in_another_is_not_known(home, small):
+    first = train.main(replace(small, max_steps=1))
+    other = train.main(replace(small, max_steps=1, run_name="other"))
+    assert of(first, other)["comparisons"][0]["scoring"] == ["the same, in float32 without --reference"]
+    train.main(replace(small, max_steps=2, resume=first, amp="bf16", allow_change=("amp",)))
+    (said,) = of(first, other)["comparisons"][0]["scoring"]
+    assert said.startswith("precision not recorded of") and "other" not in said
 
 
 def test_trained_and_evaluated_runs_are_compared_as_they_are(home, small, capfd):

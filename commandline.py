@@ -83,6 +83,9 @@ def _refusal(event: refusals.ParseErrorEvent, flags: Sequence[str]) -> str | Non
         wrong = [word.partition("=")[0] for word in event.tokens if word.startswith("-")]
         told = f"There is no option {' and no '.join(_meant(word, flags) for word in wrong)}"
         return f"{told if wrong else f'{event.tokens[0]!r} belongs to no option'}. --help lists all"
+    if isinstance(event, refusals.MissingArgs):
+        missing = " and ".join(one.arg.lowered.name_or_flags[-1] for one in event.missing_arguments)
+        return f"{missing} must be given. --help tells of it"
     if isinstance(event, refusals.InstantiationFailure) and event.argument is None:
         return event.message  # a ConfigError of ours: flags that contradict each other
     if not isinstance(event, refusals.BadValue | refusals.InvalidChoice | refusals.InstantiationFailure):

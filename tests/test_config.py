@@ -16,6 +16,7 @@ from amounts import parse_interval
 from commandline import ConfigError, parse
 from config import TrainConfig, from_plain, to_plain
 from defaults import for_resume, resolved, to_repeat, with_model_of
+from prune import PruneConfig
 
 COCO = {"data": "/data/coco"}
 
@@ -220,6 +221,11 @@ def test_a_wrong_flag_is_one_message_and_exit_2(capfd, arguments, word):
     assert (caught.value.code, out) == (2, "")
     assert err.startswith("error: ") and word in err and err.count("\n") == 1
     assert "Traceback" not in err
+
+
+def test_an_option_that_must_be_given_is_named():
+    with pytest.raises(ConfigError, match="--keep must be given"):
+        parse(PruneConfig, ["a"])
 
 
 def test_flags_are_read_over_a_default():

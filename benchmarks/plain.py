@@ -11,31 +11,43 @@ from torchvision.models.detection import FasterRCNN
 from models import detector
 from models.backbones import freeze_stages, frozen_norms
 
-SIZES = {"fasterrcnn_resnet50_fpn": (800, 1066), "fasterrcnn_mobilenet_v3_large_320_fpn": (320, 426)}
+SIZES = {
+    **dict.fromkeys(("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"), (800, 1066)),
+    "fasterrcnn_mobilenet_v3_large_320_fpn": (320, 426),
+}
 TRAINABLE_LAYERS = 3  # torchvision's default for fine-tuning
 NORM_EPS = 1e-5
 
 
 def model(name: str, num_classes: int = 91, **options: Any) -> FasterRCNN:
-    """torchvision's model as it is fine-tuned, from random weights; its frozen norms fit the images of `batch`."""
+    """torchvision's model as it is fine-tuned, from random weights; its backbone's norms fit the images of `batch`."""
     torch.manual_seed(0)
     built = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=num_classes, **options)
-    for norm in built.backbone.body.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.momentum = 1.0
+    norms = [norm for norm in built.backbone.body.modules() if isinstance(norm, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
     with torch.no_grad():  # without fitting norms the features would vanish, and the losses be the same for all images
         built.train().backbone(built.transform([image / 255 for image in batch(name, 1)[0]])[0].tensors)
         # As detectron2 begins. Rounding exchanges near proposals, and so which are sampled: on large random scores that
         # alone would move the loss.
         built.roi_heads.box_predictor.cls_score.weight.normal_(0, 0.01)
-    frozen_norms(built.backbone.body, NORM_EPS)
+    for norm in norms:
+        norm.momentum = 0.1
+    if not norms_learn(name):
+        frozen_norms(built.backbone.body, NORM_EPS)
     freeze_stages(built.backbone.body, TRAINABLE_LAYERS)
     return built
 
 
+def norms_learn(name: str) -> bool:
+    """Whether the model's batch norms are trained when it is fine-tuned, as torchvision has it."""
+    return name.endswith("_v2")
+
+
 def ours(name: str, *, reference: bool) -> FasterRCNN:
     """The same model as the product builds it, with other weights."""
-    options = {"trainable_layers": TRAINABLE_LAYERS, "norm": "frozen", "norm_eps": NORM_EPS}
+    norm = {"norm": "batch"} if norms_learn(name) else {"norm": "frozen", "norm_eps": NORM_EPS}
+    options = {"trainable_layers": TRAINABLE_LAYERS} | norm
     return detector.build(detector.resolve_architecture(name, num_classes=91, **options), reference=reference)
 
 

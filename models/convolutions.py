@@ -1,8 +1,8 @@
-"""Faster convolutions: the frozen norm after one is part of it, and depthwise ones are trained in float32.
+"""Faster convolutions: the constant norm after one is part of it, and depthwise ones are trained in float32.
 
-norm(conv(x)) = conv(x) · scale + shift, which is the convolution with weight · scale and the bias shift: one pass over
-the activations instead of three. The product is formed inside each forward, so that parameters, their gradients,
-updates and keys stay those of the two modules.
+A frozen norm is constant, and one that learns is in evaluation: norm(conv(x)) = conv(x) · scale + shift, which is the
+convolution with weight · scale and the bias shift: one pass over the activations instead of three. The product is
+formed inside each forward, so that parameters, their gradients, updates and keys stay those of the two modules.
 """
 
 from functools import cache
@@ -13,7 +13,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 
 class FastConv2d(nn.Conv2d):
-    """A Conv2d that applies the frozen norm after it, if that is still there and no hook looks in between."""
+    """A Conv2d that applies the norm after it, if that is still there, constant, and no hook looks in between."""
 
     # The norm's parent and its name there: in a tuple, so that it is no submodule, and copied with the model.
     norm_place: tuple[nn.Module, str] | None = None
@@ -22,7 +22,7 @@ class FastConv2d(nn.Conv2d):
         """As Conv2d's, (N, C, H, W) → (N, C', H', W')."""
         weight, bias = self.weight, self.bias
         norm = None if self.norm_place is None else getattr(*self.norm_place)
-        if isinstance(norm, Folded) and not (self._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks):
+        if isinstance(norm, Folded) and norm.is_constant() and not _is_watched(self, norm):
             scale, shift = scale_and_shift(norm)
             weight, bias = weight * scale[:, None, None, None], shift if bias is None else bias * scale + shift
             norm.is_applied = True
@@ -34,8 +34,12 @@ class FastConv2d(nn.Conv2d):
         return self._conv_forward(input, weight, bias)
 
 
+def _is_watched(conv: nn.Module, norm: nn.Module) -> bool:
+    return bool(conv._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks)
+
+
 class Folded(nn.Module):
-    """Before a frozen norm's class: it passes on what the convolution before it has normalised."""
+    """Before a norm's class: it passes on what the convolution before it has normalised."""
 
     is_applied = False
 
@@ -46,20 +50,33 @@ class Folded(nn.Module):
         self.is_applied = False
         return self.after_norm(x)
 
+    def is_constant(self) -> bool:
+        """Whether it does the same to every batch: frozen, or in evaluation by statistics that it has."""
+        if not isinstance(self, nn.BatchNorm2d):
+            return True
+        return not self.training and self.running_mean is not None and self.weight is not None
+
     def after_norm(self, x: Tensor) -> Tensor:
         return x
 
 
-class FoldedNorm2d(Folded, FrozenBatchNorm2d):
+class FoldedFrozenBatchNorm2d(Folded, FrozenBatchNorm2d):
     pass
+
+
+class FoldedBatchNorm2d(Folded, nn.BatchNorm2d):
+    pass
+
+
+TIMMS = {("timm.layers.norm_act", f"{kind}BatchNormAct2d") for kind in ("", "Frozen")}  # imported by who has one
 
 
 @cache
 def folded_class(norm: type) -> type | None:
-    """The class that takes the place of a frozen norm's; None of any other's."""
-    if norm is FrozenBatchNorm2d:
-        return FoldedNorm2d
-    if (norm.__module__, norm.__name__) != ("timm.layers.norm_act", "FrozenBatchNormAct2d"):  # imported by who has one
+    """The class that takes the place of a batch norm's, frozen or not; None of any other's."""
+    if norm in (FrozenBatchNorm2d, nn.BatchNorm2d):
+        return FoldedBatchNorm2d if norm is nn.BatchNorm2d else FoldedFrozenBatchNorm2d
+    if (norm.__module__, norm.__name__) not in TIMMS:
         return None
 
     class FoldedNormAct2d(Folded, norm):
@@ -70,7 +87,7 @@ def folded_class(norm: type) -> type | None:
 
 
 def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """norm(x) is x · scale + shift, (C,) each; computed as FrozenBatchNorm2d does."""
+    """A constant norm(x) is x · scale + shift, (C,) each; computed as FrozenBatchNorm2d does."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return scale, norm.bias - norm.running_mean * scale
 
@@ -80,18 +97,19 @@ def is_depthwise(conv: nn.Conv2d) -> bool:
 
 
 def install_fast_convolutions(model: nn.Module) -> None:
-    """Let the convolutions of a Faster R-CNN's backbone apply the frozen norms after them; keys stay the same."""
-    for conv, place in folding_pairs(model.backbone):
-        norm = getattr(*place)
-        norm.__class__ = folded_class(type(norm))
-        conv.__class__, conv.norm_place = FastConv2d, place
+    """Let the convolutions of a Faster R-CNN's backbone and box head apply the norms after them; keys stay the same."""
+    for network in (model.backbone, getattr(model.roi_heads, "box_head", None)):
+        for conv, place in folding_pairs(network) if isinstance(network, nn.Module) else ():
+            norm = getattr(*place)
+            norm.__class__ = folded_class(type(norm))
+            conv.__class__, conv.norm_place = FastConv2d, place
     for module in model.backbone.modules():
         if type(module) is nn.Conv2d and is_depthwise(module):
             module.__class__ = FastConv2d
 
 
 def folding_pairs(network: nn.Module) -> list[tuple[nn.Conv2d, tuple[nn.Module, str]]]:
-    """Convolutions and where the frozen norm is that alone takes their output; none where torch.fx cannot tell."""
+    """Convolutions and where the norm is that alone takes their output; none where torch.fx cannot tell."""
     if not any(folded_class(type(module)) for module in network.modules()):
         return []
     try:

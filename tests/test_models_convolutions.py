@@ -1,4 +1,4 @@
-"""Convolutions that apply the frozen norm after them against the two modules one after the other."""
+"""Convolutions that apply the norm after them against the two modules one after the other."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from models.convolutions import FastConv2d, Folded, FoldedNorm2d, folded_class, folding_pairs, install_fast_convolutions
+from models.convolutions import FastConv2d, Folded, folded_class, folding_pairs, install_fast_convolutions
 from models.detector import build, resolve_architecture
 
 SMALL = {"num_classes": 3, "image_min_size": 64, "image_max_size": 96, "roi_samples": 16, "proposals": 20}
@@ -18,14 +18,15 @@ class Holder(nn.Module):
 
     def __init__(self, network: nn.Module):
         super().__init__()
-        self.backbone = network
+        self.backbone, self.roi_heads = network, nn.Module()
 
 
+@torch.no_grad()
 def unlike_identity(module: nn.Module) -> nn.Module:
-    """Give every frozen norm statistics of a trained network's kind."""
+    """Give every norm statistics of a trained network's kind."""
     torch.manual_seed(3)
     for norm in module.modules():
-        if type(norm).__name__.startswith("Frozen"):
+        if folded_class(type(norm)) is not None and norm.weight is not None:
             norm.weight.uniform_(0.5, 1.5)
             norm.bias.normal_(0, 0.2)
             norm.running_mean.normal_(0, 0.2)
@@ -33,12 +34,12 @@ def unlike_identity(module: nn.Module) -> nn.Module:
     return module
 
 
-def network(*, conv_bias: bool = False) -> nn.Sequential:
+def network(norm: type = FrozenBatchNorm2d, *, conv_bias: bool = False) -> nn.Sequential:
     torch.manual_seed(1)
     layers = (
-        *(nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=conv_bias), FrozenBatchNorm2d(8), nn.ReLU()),
-        *(nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=conv_bias), FrozenBatchNorm2d(8), nn.Hardswish()),
-        *(nn.Conv2d(8, 4, 1, bias=conv_bias), FrozenBatchNorm2d(4)),
+        *(nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=conv_bias), norm(8), nn.ReLU()),
+        *(nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=conv_bias), norm(8), nn.Hardswish()),
+        *(nn.Conv2d(8, 4, 1, bias=conv_bias), norm(4)),
     )
     return unlike_identity(nn.Sequential(*layers)).double()
 
@@ -60,15 +61,42 @@ def agree(plain: nn.Module, fast: nn.Module, images: torch.Tensor | None = None)
     torch.testing.assert_close(results[1], results[0])
 
 
+def norms_computed(layers: nn.Sequential) -> list[int]:
+    """Which norms compute in a pass; the others pass on what a convolution has normalised."""
+    norms = {number: layer for number, layer in enumerate(layers) if isinstance(layer, Folded)}
+    passed_on = []
+    for number, norm in norms.items():
+        norm.after_norm = lambda x, number=number: passed_on.append(number) or x
+    layers(torch.rand(2, 3, 12, 16, dtype=torch.float64))
+    return [number for number in norms if number not in passed_on]
+
+
 @pytest.mark.parametrize("conv_bias", [False, True])
-def test_outputs_and_gradients_are_those_of_both_modules(conv_bias):
-    plain = network(conv_bias=conv_bias)
+@pytest.mark.parametrize("norm", [FrozenBatchNorm2d, nn.BatchNorm2d])
+def test_outputs_and_gradients_are_those_of_both_modules(norm, conv_bias):
+    plain = network(norm, conv_bias=conv_bias).eval()
     fast = made_fast(plain)
     assert [type(layer) for layer in fast if isinstance(layer, nn.Conv2d)] == [FastConv2d] * 3
-    assert [type(layer) for layer in fast if isinstance(layer, FrozenBatchNorm2d)] == [FoldedNorm2d] * 3
+    assert [isinstance(layer, Folded) for layer in fast if isinstance(layer, norm)] == [True] * 3
     agree(plain, fast)
+    assert norms_computed(copy.deepcopy(fast)) == []
     assert list(fast.state_dict()) == list(plain.state_dict())
     assert all(torch.equal(value, plain.state_dict()[key]) for key, value in fast.state_dict().items())
+
+
+def test_a_norm_that_learns_is_folded_in_evaluation_only():
+    plain = network(nn.BatchNorm2d).train()
+    fast = made_fast(plain)
+    agree(plain, fast)
+    torch.testing.assert_close(fast.state_dict(), plain.state_dict())  # running statistics too
+    assert norms_computed(copy.deepcopy(fast)) == [1, 4, 7]
+    fast.eval(), plain.eval()
+    agree(plain, fast)  # by the statistics that the training pass left
+
+
+def test_a_norm_without_statistics_of_its_own_is_not_folded():
+    plain = network(lambda channels: nn.BatchNorm2d(channels, affine=False, track_running_stats=False)).eval()
+    agree(plain, made_fast(plain))
 
 
 def test_gradcheck():
@@ -105,6 +133,26 @@ def test_frozen_norms_of_a_detector_are_folded_and_its_losses_stay(name, options
         gradients.append({key: p.grad for key, p in model.named_parameters() if p.grad is not None})
     torch.testing.assert_close(losses[1], losses[0])
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "norms"),
+    [
+        ("fasterrcnn_resnet50_fpn_v2", {}, 65),  # of the pyramid and the box head too
+        ("timm/tf_efficientnet_lite0", {"norm": "batch", "fpn_channels": 32}, 43),
+    ],
+)
+def test_learning_norms_of_a_detector_are_folded_in_evaluation_and_it_finds_the_same(name, options, norms):
+    architecture = resolve_architecture(name, **SMALL | options | {"score_threshold": 0.0})
+    plain = unlike_identity(build(architecture, reference=True)).double().eval()
+    fast = build(architecture).double().eval()
+    fast.load_state_dict(plain.state_dict())
+    assert sum(isinstance(module, Folded) for module in fast.modules()) == norms
+    images = [torch.rand(3, 80, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(0))]
+    with torch.no_grad():
+        (expected,), (found,) = plain(images), fast(images)
+    assert len(expected["boxes"])
+    torch.testing.assert_close(found, expected)
 
 
 def replace_norm(layers: nn.Sequential) -> None:

@@ -221,7 +221,7 @@ def compared(metrics: dict[str, float], expected: Expected, config: EvaluateConf
     tolerance = TOLERANCE if config.tolerance is None else config.tolerance
     apart = {name: (value, metrics.get(name)) for name, value in expected.metrics.items()}
     wrong = [
-        f"{name} {'none' if now is None else format(now, '.6f')}, expected {value:.6f}"
+        f"{name} {'none' if now is None else format(now, '.6f')}, expected {value:.6f} ± {tolerance:g}"
         for name, (value, now) in apart.items()
         if now is None or abs(now - value) > tolerance
     ]

@@ -59,8 +59,10 @@ def run_named(store: Any, word: str, experiment: str | None = None, metric: str 
         for folder in run_folders():
             deliver_if_idle(store, folder)
         return store.best_run(experiment or TrainConfig.experiment, metric)
-    with naming_its_store(word, store.uri):
+    if experiment is not None:
         return store.find(word, experiment)
+    with naming_its_store(word, store.uri):
+        return store.find(word)
 
 
 @contextlib.contextmanager

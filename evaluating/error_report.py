@@ -135,7 +135,9 @@ def picture(
         [(place, each) for place, each in enumerate(given) if each["image_id"] == image["id"]]
         for given in (ground_truth["annotations"], results)
     )
-    found = [(Kind(errors.kinds[place]), each) for place, each in found if each["score"] >= shown_score]
+    kinds = [(Kind(errors.kinds[place]), each) for place, each in found]
+    found = [pair for pair in kinds if pair[1]["score"] >= shown_score]
+    hidden = sum(kind in WRONG for kind, _ in kinds) - sum(kind in WRONG for kind, _ in found)
     found.sort(key=lambda pair: pair[0] != Kind.HIT)  # errors are drawn over hits
     objects = [
         (*_said_of_object(errors, place, names[each["category_id"]], each["iscrowd"], shown_score), each["bbox"])
@@ -143,7 +145,7 @@ def picture(
     ]
     detections = [(kind, _said_of_detection(kind, names, each), each["bbox"]) for kind, each in found]
     above = _objects_counted(errors, [place for place, _ in there], shown_score)
-    below = _detections_counted([kind for kind, _ in found])
+    below = _detections_counted([kind for kind, _ in found], hidden)
     return figures.marked(
         pixels,
         {
@@ -162,11 +164,12 @@ def _objects_counted(errors: Errors, places: Sequence[int], shown_score: float) 
     return f"{found} found" + (f", {below} below {shown_score:.2g}" if below else "") + f", {unfound} not found"
 
 
-def _detections_counted(kinds: Sequence[Kind]) -> str:
-    """3 right, 12 wrong (9 background, 2 duplicate, 1 both)"""
+def _detections_counted(kinds: Sequence[Kind], hidden: int) -> str:
+    """3 right, 12 wrong, 20 more below (9 background, 2 duplicate, 1 both)"""
     wrong = Counter(kind.title for kind in kinds if kind in WRONG)
     by_kind = ", ".join(f"{count} {name}" for name, count in wrong.most_common())
-    return f"{kinds.count(Kind.HIT)} right, {wrong.total()} wrong" + (f" ({by_kind})" if by_kind else "")
+    counts = f"{kinds.count(Kind.HIT)} right, {wrong.total()} wrong" + (f", {hidden} more below" if hidden else "")
+    return counts + (f" ({by_kind})" if by_kind else "")
 
 
 def _said_of_object(errors: Errors, place: int, name: str, crowd: int, shown_score: float) -> tuple[Kind, str]:

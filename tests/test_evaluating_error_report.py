@@ -116,8 +116,9 @@ def test_headings_count_what_is_right_wrong_and_not_found(case):
     assert error_report._objects_counted(errors, [0, 1], 0.5) == "1 found, 1 not found"
     assert error_report._objects_counted(errors, [0, 1], 0.95) == "0 found, 1 below 0.95, 1 not found"
     kinds = [Kind(kind) for kind in errors.kinds]
-    assert error_report._detections_counted(kinds) == "1 right, 2 wrong (2 background)"
-    assert error_report._detections_counted([]) == "0 right, 0 wrong"
+    assert error_report._detections_counted(kinds, 0) == "1 right, 2 wrong (2 background)"
+    assert error_report._detections_counted(kinds, 5) == "1 right, 2 wrong, 5 more below (2 background)"
+    assert error_report._detections_counted([], 0) == "0 right, 0 wrong"
 
 
 def test_many_of_the_worst_are_drawn_on_pages(case, tmp_path):

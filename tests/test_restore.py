@@ -311,6 +311,9 @@ def test_best_is_the_best_run_of_an_experiment(home, small, monkeypatch, run_scr
     assert status(run_script)["run_id"] == high
     restore("best", "--experiment", "other")
     assert status(run_script)["run_id"] == other
+    elsewhere = run_script("restore.py", other[:8], "--experiment", small.experiment)
+    assert (elsewhere.returncode, elsewhere.stdout) == (2, "")
+    assert f"is in experiment 'other', not in {small.experiment!r}" in elsewhere.stderr
     assert json.loads(run_script("evaluate.py", "--run", "best", "--json", "--no-log").stdout)["run_id"] == high
     monkeypatch.setattr("sys.argv", ["train.py", "--from-run", "best", "--seed", "4"])
     assert train.read().from_run == high

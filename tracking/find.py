@@ -116,6 +116,10 @@ def _find_registered(client, word: str) -> RunReference:
 
 
 def _unknown(client, word: str, experiment: str | None, experiment_ids: list[str]) -> str:
+    if experiment and (elsewhere := _candidates(client, word, experiment_ids_of(client, None))):
+        run = elsewhere[0].info
+        there = client.get_experiment(run.experiment_id).name
+        return f"Run {word} ({run.run_id}, {run.run_name}) is in experiment {there!r}, not in {experiment!r}"
     newest = _search(client, experiment_ids, "", 8 * MOST_LISTED) if experiment_ids else []
     newest = [run for run in newest if run.data.tags.get("kind") not in NO_TRAINING][:MOST_LISTED]
     place = f" in experiment {experiment!r}" if experiment else ""

@@ -21,6 +21,7 @@ import figures
 import infer
 from data.video import new_video, read_frames, read_header
 from infer import InferConfig
+from recipes import detections
 from sources import Pictures, find_files
 from tests.test_data_video import FRAMES, RATE, SIZE, by_opencv, by_pyav, cut
 from workspace import WorkspaceError
@@ -376,3 +377,14 @@ def test_a_name_of_any_bytes_comes_out_as_it_is(run_here, image, tmp_path):
     shutil.copy(image, tmp_path / name)
     result = lines(run_here("infer.py", tmp_path / name, *ALL))
     assert result[0]["image"].endswith(name)
+
+
+def test_the_readmes_picture_has_a_row_a_run(trained, run_here, coco_folder, broken, tmp_path, capfd):
+    images = [str(path) for path in sorted((coco_folder / "val").iterdir())[:3]]
+    picture = tmp_path / "detections.png"
+    detections.main([str(picture), "--row", trained.run_id, *images, "--row", "small", images[0]])
+    assert capfd.readouterr().out == f"{picture}\n"
+    with Image.open(picture) as drawn:
+        assert drawn.size == (detections.WIDTH, round(detections.WIDTH / 4 * 3 / 3) + round(detections.WIDTH / 4 * 3))
+    with pytest.raises(SystemExit, match=r"broken\.jpg"):
+        detections.main([str(picture), "--row", trained.run_id, str(broken)])

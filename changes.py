@@ -1,6 +1,8 @@
 """What is not as it was when a run was trained: options, data, code, packages, threads."""
 
+import shlex
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import config as options
@@ -44,6 +46,21 @@ def contents_of(store: Any, run_id: str | None, fingerprint: str | None = None) 
         return since or (run_id and store and store.read_json(run_id, CONTENTS)) or {}
     except (StoreError, ValueError):  # of a run that is unknown there, too
         return {}
+
+
+def trained_on(images: Mapping[str, str], *known: Mapping[str, Mapping[str, str]]) -> tuple[list[str], set[str]]:
+    """(names of the split's images that are in train of what a run knew, which of those as converted images)."""
+    seen = set.union(*(fingerprint.images_in(contents, "train") for contents in known))
+    same = {name for name, digest in fingerprint.images_of(images).items() if digest in seen}
+    alike = set.union(*(fingerprint.converted(images, contents.get("train", {})) for contents in known)) - same
+    return [name for name in images if name in same | alike], alike
+
+
+def keeping_split(store: Any, run_id: str) -> str:
+    """How data are split as the run had them."""
+    folder, uri = f"outputs/{run_id[:8]}", f"MLFLOW_TRACKING_URI={shlex.quote(store.uri)}"
+    fetch = f"{uri} mlflow artifacts download --run-id {run_id} --artifact-path {CONTENTS} --dst-path {folder}"
+    return f"--splits {folder}/{Path(CONTENTS).name} keeps the run's own split, once it is fetched: {fetch}"
 
 
 def of_data(saved: dict[str, Any], data: "DetectionData", store: Any) -> str:

@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 
 import numpy as np
 
 from data.records import Record
 
 DIGITS = 16
+NO_OBJECTS = hashlib.sha256().hexdigest()[:DIGITS]  # an image's annotations, where it has none
 CLASS_BYTES = 6  # of a class name's digest: a float64 holds such a number exactly
 
 
@@ -39,6 +41,23 @@ def images_of(contents: Mapping[str, str]) -> dict[str, str]:
 def images_in(contents: Mapping[str, Mapping[str, str]], split: str) -> set[str]:
     """The images' digests of a split of `contents`, however they are annotated and called; none where there is none."""
     return set(images_of(contents.get(split, {})).values())
+
+
+def converted(now: Mapping[str, str], before: Mapping[str, str]) -> set[str]:
+    """Of one split's contents the names of images that `before` has under another suffix or with other bytes.
+
+    Their paths without the suffix and their annotations, of which there are some, are the same.
+    """
+    were = set(_annotated(before).values())
+    return {name for name, key in _annotated(now).items() if key in were}
+
+
+def _annotated(contents: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """{name: (its path without the suffix, the digest of its annotations)} of the images with objects."""
+    keys = {
+        name: (str(PurePosixPath(name).with_suffix("")), value.partition(" ")[2]) for name, value in contents.items()
+    }
+    return {name: key for name, key in keys.items() if key[1] not in ("", NO_OBJECTS)}  # "": not kept at that time
 
 
 def of_records(records: Sequence[Record], classes: Sequence[str]) -> str:

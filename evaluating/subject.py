@@ -139,19 +139,21 @@ def notes_on_data(
         said.append(f"note: the data are not as they were in training: {changes.of_data(checkpoint, data, store)}")
     run_id, fingerprint = checkpoint.get("run_id"), (checkpoint.get("dataset") or {}).get("fingerprint")
     first, known = changes.contents_of(store, run_id), changes.contents_of(store, run_id, fingerprint)
-    trained_on = images_in(first, "train") | images_in(known, "train")
-    images = images_of(contents({split: data.records(split)}, data.classes)[split])
-    if not said and images and set(images.values()) == images_in(known, split):
+    images = contents({split: data.records(split)}, data.classes)[split]
+    if not said and images and set(images_of(images).values()) == images_in(known, split):
         said.append(f"note: these are the images of the {split!r} that training knew, otherwise annotated")
-    seen = [name for name, digest in images.items() if digest in trained_on]
+    seen, converted = changes.trained_on(images, first, known)
     if seen:
         shown = ", ".join(seen[:3]) + (", …" if len(seen) > 3 else "")
+        shown += f" ({len(converted)} with other bytes, as converted images: the same path and boxes)" * bool(converted)
         said.append(f"note: {len(seen)} of these {len(images)} images were trained on, which flatters it: {shown}")
         trained_with = DataOptions.of(checkpoint["config"])
         given = {"--split-by": trained_with.split_by, "--splits": trained_with.splits}
         own = " ".join(f"{flag} {shlex.quote(value)}" for flag, value in given.items() if value)
         if own and not is_own:
             said.append(f"note: training's own splits were made by {own}")
+        else:
+            said.append(f"note: {changes.keeping_split(store, run_id)}")
     return said
 
 

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 import changes
 import prepare
@@ -16,6 +17,7 @@ from data_options import DataOptions
 from evaluating.subject import notes_on_data
 from models import checkpoint as checkpoints
 from tracking.store import open_store
+from workspace import WorkspaceError
 
 
 @pytest.fixture
@@ -112,25 +114,61 @@ def test_the_contents_of_a_run_from_before_annotations_were_kept_tell_images(che
     )
 
 
-def test_an_evaluation_says_what_flatters_its_score(checkpoint, store, folder):
+def test_an_evaluation_says_what_flatters_its_score(trained, checkpoint, store, folder):
     data = open_data(folder)
     assert notes_on_data(store, checkpoint, data, "val", is_own=True) == []
     (note,) = notes_on_data(store, checkpoint, data, "train", is_own=False)
     assert "'train' is what the checkpoint was trained on" in note
     spoil(folder)
     data = open_data(folder)
-    (note,) = notes_on_data(store, checkpoint, data, "val", is_own=False)
+    note, way = notes_on_data(store, checkpoint, data, "val", is_own=False)
     assert note == "note: 1 of these 6 images were trained on, which flatters it: val/moved.png"
+    assert way == (
+        f"note: --splits outputs/{trained.run_id[:8]}/splits.json keeps the run's own split, once it is fetched: "
+        f"MLFLOW_TRACKING_URI={store.uri} mlflow artifacts download --run-id {trained.run_id} "
+        f"--artifact-path data/splits.json --dst-path outputs/{trained.run_id[:8]}"
+    )
     grouped = checkpoint | {"config": checkpoint["config"] | {"split_by": r"^\d+"}}
     assert notes_on_data(store, grouped, data, "val", is_own=False) == [
         note,
         r"note: training's own splits were made by --split-by '^\d+'",
     ]
-    differs, again = notes_on_data(store, checkpoint, data, "val", is_own=True)
-    assert "train differs" in differs and again == note
+    differs, *again = notes_on_data(store, checkpoint, data, "val", is_own=True)
+    assert "train differs" in differs and again == [note, way]
     assert notes_on_data(store, checkpoint, data, "test", is_own=False) == [
         "note: these are the images of the 'test' that training knew, otherwise annotated"
     ]
+
+
+def test_images_that_were_converted_were_trained_on_if_their_annotations_are_the_same_too(checkpoint, store, folder):
+    for split in ("train", "val", "test"):
+        file = folder / "annotations" / f"instances_{split}.json"
+        file.write_text(file.read_text().replace(".png", ".bmp"))
+        for path in (folder / split).glob("*.png"):
+            with Image.open(path) as image:
+                image.save(path.with_suffix(".bmp"))
+            path.unlink()
+    train = folder / "annotations" / "instances_train.json"
+    content = json.loads(train.read_text())
+    without = {content["images"][0]["id"], *(each["id"] for each in content["images"][5:])}
+    other = content["images"][1]["id"]
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] not in without]
+    next(each for each in content["annotations"] if each["image_id"] == other)["bbox"][2] -= 1
+    train.write_text(json.dumps(content))
+    data = open_data(folder)
+    was, way = notes_on_data(store, checkpoint, data, "train", is_own=False)
+    assert was.startswith("note: 3 of these 8 images were trained on, which flatters it: train/00002.bmp, ")
+    assert was.endswith(" (3 with other bytes, as converted images: the same path and boxes)")
+    assert notes_on_data(store, checkpoint, data, "test", is_own=False) == []
+    plan = prepare.make_plan(resuming.config_of(checkpoint), batches_per_epoch=99)
+    with pytest.raises(WorkspaceError, match=r"--weights \w+ --data …$"):
+        prepare.require_same_steps(checkpoint, plan, data, store)
+    data.splits["val"] = data.splits["train"]  # as where a val is made of what was converted
+    with pytest.raises(
+        WorkspaceError, match=r"3 of val's 8 images were trained on; --splits .* mlflow artifacts"
+    ) as no:
+        prepare.require_same_steps(checkpoint, plan, data, store)
+    assert way.removeprefix("note: ") in str(no.value)
 
 
 def test_a_run_goes_on_with_its_splits_file_at_another_place_if_the_data_are_the_same(

@@ -127,6 +127,8 @@ def test_voc_reads_what_is_odd_and_names_what_is_wrong(tmp_path):
         ("file-name-differs", "f.xml", None),
         ("image-missing", "gone.jpg", None),
     ]
+    (differs,) = (d for d in data.defects if d.kind == "file-name-differs")
+    assert "f.jpg" in differs.detail and "f.jpg" not in differs.action  # by which they are grouped
     records = {record.name[-5:]: record for records in data.splits.values() for record in records}
     assert records["a.jpg"].boxes.tolist() == [[1, 2, 11.5, 7.25]]
     assert records["f.jpg"].boxes.tolist() == records["c.jpg"].boxes.tolist() == [[1, 2, 11, 7]]

@@ -125,8 +125,8 @@ class _Folder:
         file_name = (xml.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
         path = self._image_of(xml_path.stem, file_name)
         if path and file_name and file_name not in (path.name, path.stem):
-            detail = f"it names the image {file_name!r}"
-            defects.append(defect_of("file-name-differs", split, xml_name, detail, f"{path.name} is used"))
+            detail = f"it names the image {file_name!r}, and {path.name} lies there"
+            defects.append(defect_of("file-name-differs", split, xml_name, detail, "the image that lies there is used"))
         image = FoundImage(
             name=relative_name(path, self.root) if path else file_name or xml_path.stem,
             path=path,

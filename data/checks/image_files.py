@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from data.checks.scan_cache import ImageScan
-from data.images import ImageFacts
+from data.images import SIDEWAYS, ImageFacts
 from data.readers.found import FoundImage
 from data.records import Defect
 
@@ -43,7 +43,10 @@ def _size(image: FoundImage, scan: ImageScan) -> Told:
         declared = image.declared_size
         detail = "annotated as {}×{}, but the file shows {}×{} pixels".format(*declared, *size)
         if declared == size[::-1]:
-            detail += " (annotated on the unrotated image? Its EXIF orientation turns it)"
+            if scan.facts is not None and scan.facts.orientation in SIDEWAYS:
+                detail += " (annotated on the unrotated image? Its EXIF orientation turns it)"
+            else:
+                detail += " (width and height are exchanged: was it turned since?)"
         elif abs(declared[0] * height - declared[1] * width) <= max(*declared, *size):  # of one shape
             detail += f" (was it resized? Then multiply its boxes, width and height by {width / declared[0]:.4g})"
         yield "size-differs", "error", detail, "the file's size is used; the boxes may be wrong"

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from itertools import combinations
 
-SHORTEST = 3  # letters: "a" and "A" may be two classes
-SHORTEST_SLIP = 4  # … of a word with another's plural s, or with two letters that changed places
+SHORTEST = 3  # letters: "a" and "A" may be two classes; of a word with two letters that changed places, too
+SHORTEST_PLURAL = 4  # … of a word with another's plural s
 SHORTEST_WORD = 8  # of which one letter may be a typing error: "car" and "cat" are two classes
 
 
@@ -26,9 +26,9 @@ def meant(name: str, names: Sequence[str]) -> str:
 def alike(names: Sequence[str]) -> Iterator[tuple[int, int, str]]:
     """(index, index of a later name, what they differ in) of names that may be one and the same, typed in two ways.
 
-    That is in upper and lower case, spaces, underscores and hyphens, or in one letter within a long word, or its
-    plural: never in digits, nor in a word's first letter (typical, atypical), its last (classA, classB) or in short
-    words.
+    That is in upper and lower case, spaces, underscores and hyphens, in the order of two letters, in one letter within
+    a long word, or its plural: never in digits, nor in a word's first letter (typical, atypical), its last (classA,
+    classB) or another one of short words.
     """
     by_rest: dict[str, list[int]] = {}  # by the name without any one letter: a thousand names are half a million pairs
     for index, name in enumerate(names):
@@ -61,17 +61,19 @@ def _difference(one: str, other: str) -> str | None:
     if len(pairs[0]) != len(pairs[1]):
         return None
     differing = [pair for pair in zip(*pairs, strict=True) if pair[0] != pair[1]]
-    return "one letter" if len(differing) == 1 and _one_letter_apart(*differing[0]) else None
+    if len(differing) != 1 or not _one_letter_apart(*differing[0]):
+        return None
+    return "the order of two letters" if sorted(_plain(one)) == sorted(_plain(other)) else "one letter"
 
 
 def _one_letter_apart(one: str, other: str) -> bool:
     """Whether a letter within the word is missing, another one, or in the place of its neighbour; or a plural's s."""
     short, long = sorted((one, other), key=len)
-    if len(short) < SHORTEST_SLIP or len(long) - len(short) > 1 or not (short + long).isalpha():
+    if len(short) < SHORTEST or len(long) - len(short) > 1 or not (short + long).isalpha():
         return False
     start = next((at for at, pair in enumerate(zip(short, long, strict=False)) if pair[0] != pair[1]), len(short))
     if start == len(short):
-        return long[-1] == "s"
+        return long[-1] == "s" and len(short) >= SHORTEST_PLURAL
     if start == 0:
         return False
     if short[start : start + 2] == long[start : start + 2][::-1] and short[start + 2 :] == long[start + 2 :]:

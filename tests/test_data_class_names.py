@@ -24,6 +24,8 @@ TWO = [
     ("a", "A"),
     ("classA", "classB"),
     ("dog", "dogs"),
+    ("dog", "god"),
+    ("RBC", "WBC"),
     ("with_mask", "without_mask"),
 ]
 TWO += [
@@ -66,3 +68,10 @@ def test_alike_classes_are_a_warning_and_a_refused_one_has_a_hint(tmp_path):
     val.write_text(json.dumps(coco([(1, "v.jpg")], rows, ((1, "rbc"), *cells[1:]))))
     with pytest.raises(DataError, match=r"instances_train2017\.json has no class 'rbc' \(is it 'RBC'\?\)"):
         open_data(tmp_path)
+
+
+def test_letters_that_changed_places_are_told_as_such_even_in_short_words():
+    assert list(alike(["RBC", "RCB", "Platelets", "Platlets"])) == [
+        (0, 1, "the order of two letters"),
+        (2, 3, "one letter"),
+    ]

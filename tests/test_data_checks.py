@@ -160,6 +160,18 @@ def test_sizes_of_images():
     assert [d.kind for d in checked(image_of(FINE), size=(4000, 60))[1]] == ["image-elongated"]
 
 
+def test_boxes_that_leave_an_image_of_another_size_than_annotated_say_so_and_are_refused_as_before():
+    boxes = (OUTSIDE, OVER, NOTHING)
+    for on_defect in ("clip", "fail"):
+        records, (size, *found) = checked(image_of(*boxes, declared=(800, 600)), on_defect=on_defect)
+        as_annotated, plain = checked(image_of(*boxes, declared=(400, 300)), on_defect=on_defect)
+        assert size.kind == "size-differs" and kinds(found) == kinds(plain)
+        assert records[0].boxes.tolist() == as_annotated[0].boxes.tolist()
+        told = {each.kind: each.detail.removesuffix(" (see size-differs)") != each.detail for each in found}
+        assert told == {"box-no-size": False, "box-outside": True, "box-over-edge": True}
+        assert "size-differs" not in "".join(each.detail for each in plain)
+
+
 def test_what_is_unusual_of_files_is_noted_with_what_becomes_of_it(tmp_path):
     photo = Image.effect_noise((40, 30), 80)
     made = {

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,9 @@ def checked_records(
     boxes = boxes[kept]
     names = _namer(readable, found.image)
     suspicious = suspicions(boxes, lambda number: names(kept[number]), classes)
-    defects += _box_defects(split, readable, found.image, names, wrong, range(len(found.image)))
+    resized = {each.file for each in defects if each.kind == "size-differs"}
+    wrong = _box_defects(split, readable, found.image, names, wrong, range(len(found.image)))
+    defects += [_of_resized(each) if each.file in resized else each for each in wrong]
     defects += _box_defects(split, readable, found.image, names, suspicious, kept)
     counts = np.bincount(boxes.image, minlength=len(readable))
     left_out = np.flatnonzero(counts == 0) if options.empty == "drop" and split == "train" else ()
@@ -68,6 +71,12 @@ EMPTY = {
     "detail": "it has no object",
     "action": "left out of training (--empty drop)",
 }
+
+
+def _of_resized(defect: Defect) -> Defect:
+    """That of a box in an image that was annotated in another size, which is what is to be mended."""
+    is_of_size = defect.kind in ("box-outside", "box-over-edge")
+    return replace(defect, detail=f"{defect.detail} (see size-differs)") if is_of_size else defect
 
 
 def _defect(split: str, image: FoundImage, **about: str) -> Defect:

@@ -34,7 +34,7 @@ OF_ANNOTATIONS = {
     "unused-class": "nothing, or delete it from the file",
 }
 OF_IMAGES = {
-    "duplicate-image": "delete one, with its boxes: what is there twice weighs double",
+    "duplicate-image": "delete one, with its boxes (the wrong ones, if they differ): what is there twice weighs double",
     "exif-invalid": AS_MEANT,
     "exif-turned": "look whether its boxes fit; if not, annotate the image as viewers show it",
     "group-in-two-splits": f"move its images into one split, or {SPLIT_AGAIN}",

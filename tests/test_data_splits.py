@@ -143,6 +143,12 @@ def test_copies_and_resaved_copies_stay_together(tmp_path):
         ("duplicate-image", "warning", same[1], f"its content is that of {same[0]}"),
         ("near-duplicate-image", "warning", like[1], f"it looks like {like[0]}"),
     }
+    file = tmp_path / "labels.json"
+    content = json.loads(file.read_text())
+    content["annotations"][names.index(Path(same[0]).name)]["bbox"][2] = 6
+    file.write_text(json.dumps(content))
+    (differs,) = [each for each in open_data(tmp_path).defects if each.kind == "duplicate-image"]
+    assert differs.detail == f"its content is that of {same[0]}; its boxes or classes differ"
 
 
 def test_what_is_in_two_splits_of_the_data_set_is_told(tmp_path):

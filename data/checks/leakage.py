@@ -36,15 +36,22 @@ def _identical(split: str, image: FoundImage, other: Listed) -> Defect:
     other_split, original = other
     is_leak = other_split != split
     what = "the same file is" if image.path == original.path else f"its content is that of {original.name}"
+    where = f" in {other_split!r}" * is_leak
+    differs = "; its boxes or classes differ" * (_annotations(image) != _annotations(original))
     return Defect(
         kind="image-in-two-splits" if is_leak else "duplicate-image",
         severity="error" if is_leak else "warning",
         split=split,
         file=image.name,
         object=None,
-        detail=f"{what} in {other_split!r}" if is_leak else what,
+        detail=what + where + differs,
         action="kept in both" if is_leak else "image kept",
     )
+
+
+def _annotations(image: FoundImage) -> list[tuple[str, ...]]:
+    """The classes and boxes of an image in an order of their own, to 6 digits: NaN equals NaN as text."""
+    return sorted((each.class_name, *(f"{side:.6g}" for side in each.box or ())) for each in image.objects)
 
 
 def _alike(listed: Sequence[Listed], scans: Mapping[Path, ImageScan]) -> list[Defect]:

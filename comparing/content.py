@@ -73,7 +73,7 @@ def side_in_report(side: Side, names: Sequence[str]) -> dict[str, Any]:
         if len(values) == len(side.scores):
             over = metrics.spread(values)
             scores[name] = {"mean": over.mean, "deviation": over.deviation, "interval": over.interval}
-    return {"label": side.label, "runs": runs, "scores": scores}
+    return {"label": side.label, "seeds": differences.seeds(side.runs), "runs": runs, "scores": scores}
 
 
 def compared(baseline: Side, candidate: Side, names: Sequence[str], same: SameImages, config: Any) -> dict[str, Any]:
@@ -83,13 +83,19 @@ def compared(baseline: Side, candidate: Side, names: Sequence[str], same: SameIm
     about = {
         "baseline": baseline.label,
         "candidate": candidate.label,
-        "seeds": [len(baseline.runs), len(candidate.runs)],
+        "runs": [len(baseline.runs), len(candidate.runs)],
+        "seeds": [differences.seeds(side.runs) for side in (baseline, candidate)],
+        "repeated": [
+            f"{run.run.name} ({run.run.run_id[:8]})"
+            for side in (baseline, candidate)
+            for run in differences.repeated(side.runs)
+        ],
         "scores": scores,
         "images_needed": None,
         "seeds_needed": None,
     }
     if found := by_score.get("AP"):
-        needed = metrics.needed(found, images=len(same.image_names), seeds=tuple(about["seeds"]))
+        needed = metrics.needed(found, images=len(same.image_names), seeds=tuple(about["runs"]))
         about |= dict(zip(("images_needed", "seeds_needed"), needed, strict=True))
     about |= {
         "verdict": words.verdict(about, len(same.image_names)),

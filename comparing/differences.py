@@ -45,7 +45,7 @@ def configuration(baseline: Sequence[Detected], candidate: Sequence[Detected]) -
 
 
 def within(runs: Sequence[Detected]) -> list[str]:
-    """What differs in a group beside the seed, so that its spread is not the seeds' alone; equal seeds too."""
+    """What differs in a group beside the seed, so that its spread is not the seeds' alone."""
     found = {}
     each = [_configuration(run.facts) for run in runs]
     for name in dict.fromkeys(name for one in each for name in one if name not in (*SAY_NOTHING, "seed")):
@@ -54,11 +54,21 @@ def within(runs: Sequence[Detected]) -> list[str]:
             found[options.flag(name)] = values
     found |= {key: values for key, values in _settings(runs).items() if len(values) > 1}
     notes = [f"{name} {', '.join(values)}" for name, values in found.items()]
-    notes += [f"scored {', '.join(values)}" for values in _computed(runs).values() if len(values) > 1]
-    seeds = [one.get("seed") for one in each if "seed" in one]
-    if len(set(seeds)) < len(seeds) and not notes:
-        notes.append("runs of the same seed, which are no independent trainings")
-    return notes
+    return notes + [f"scored {', '.join(values)}" for values in _computed(runs).values() if len(values) > 1]
+
+
+def seeds(runs: Sequence[Detected]) -> int:
+    """How many different ones a group has; a run of which it is not known counts as one of its own."""
+    known = [seed for run in runs if (seed := _configuration(run.facts).get("seed")) is not None]
+    return len(set(known)) + len(runs) - len(known)
+
+
+def repeated(runs: Sequence[Detected]) -> list[Detected]:
+    """The runs of a group with the seed and the configuration of one before."""
+    each = [
+        {name: value for name, value in _configuration(run.facts).items() if name not in SAY_NOTHING} for run in runs
+    ]
+    return [run for n, run in enumerate(runs) if each[n].get("seed") is not None and each[n] in each[:n]]
 
 
 def _configuration(facts: Facts) -> dict[str, Any]:

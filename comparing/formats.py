@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import notes
-from comparing import figure
+from comparing import figure, words
 from metrics import OVERALL
 from models import record
 
@@ -99,9 +99,9 @@ def sides_table(report: Report) -> Table:
     rows = []
     for side in report["sides"]:
         runs = side["runs"]
-        which = (
-            f"{runs[0]['run_id'][:8]} {runs[0]['checkpoint'] or ''}".strip() if len(runs) == 1 else f"{len(runs)} seeds"
-        )
+        which = f"{runs[0]['run_id'][:8]} {runs[0]['checkpoint'] or ''}".strip()
+        if len(runs) > 1:
+            which = words.counted(len(runs), side["seeds"])
         rows.append([side["label"], which, *(_with_spread(side["scores"].get(name)) for name in SHOWN)])
         interval = side["scores"].get("AP", {}).get("interval")
         rows[-1].append(f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "")
@@ -287,5 +287,5 @@ def draw(report: Report, folder: Path) -> list[Path]:
     }
     if any(len(values) > 1 for values, _ in by_side.values()):
         paths.append(folder / "seeds.png")
-        figure.seeds(by_side, paths[-1], title=f"AP on {report['split']}, a point a seed")
+        figure.seeds(by_side, paths[-1], title=f"AP on {report['split']}, a point a run")
     return paths

@@ -71,16 +71,32 @@ def _two_digits(number: float) -> int:
 
 def scope(about: About, images: int) -> str:
     """Of what the verdict may be said."""
-    before, after = about["seeds"]
+    before, after = about["runs"]
     if before == after == 1:
         return (
             f"That is of these two checkpoints on images like these {images}; "
             "of the methods it says nothing, as other seeds may differ: train several a side."
         )
+    trained = [counted(*each) for each in zip(about["runs"], about["seeds"], strict=True)]
     if before > 1 and after > 1:
-        return f"That is of the methods as trained here ({after} and {before} seeds), on images like these {images}."
+        each = f"{after} and {trained[0]}" if about["runs"] == about["seeds"] else f"{trained[1]} and {trained[0]}"
+        return f"That is of the methods as trained here ({each}), on images like these {images}.{_too_narrow(about)}"
     single, method = ("baseline", "candidate") if before == 1 else ("candidate", "baseline")
     return (
-        f"That is of the method {about[method]} ({max(before, after)} seeds) and of this one checkpoint of "
-        f"{about[single]}, on images like these {images}: train several seeds of that too."
+        f"That is of the method {about[method]} ({trained[before == 1]}) and of this one checkpoint of "
+        f"{about[single]}, on images like these {images}: train several seeds of that too.{_too_narrow(about)}"
+    )
+
+
+def counted(runs: int, seeds: int) -> str:
+    """The runs of a side as its seeds or, where some have the same, as runs."""
+    return f"{runs} seeds" if runs == seeds else f"{runs} runs ({seeds} {'seed' if seeds == 1 else 'seeds'})"
+
+
+def _too_narrow(about: About) -> str:
+    if not about["repeated"]:
+        return ""
+    return (
+        " The interval is too narrow: trainings of the same seed and configuration as another of their side are no "
+        f"independent trainings ({', '.join(about['repeated'])})."
     )

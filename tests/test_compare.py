@@ -212,6 +212,22 @@ def test_groups_of_seeds_speak_of_the_method_and_a_single_seed_does_not(here):
     assert any("differ in more than the seed: --lr 0.01, 0.02" in note for note in odd["notes"])
 
 
+def test_trainings_of_one_seed_are_runs_and_those_of_one_configuration_too_narrow_an_interval(here, tmp_path):
+    for name, about in {"once": {}, "again": {}, "other": {"lr": 0.02}}.items():
+        keep_run(name, tmp_path, experiment="repeated", share=0.6, seed=4, **about)
+    report = of("once", "again", against=("strong-0", "strong-1"))
+    (about,) = report["comparisons"]
+    assert (about["runs"], about["seeds"]) == ([2, 2], [2, 1])
+    assert "as trained here (2 runs (1 seed) and 2 seeds)" in about["scope"]
+    again = open_store().find("again").run_id
+    assert "too narrow: trainings of the same seed and configuration as another" in about["scope"]
+    assert about["scope"].endswith(f"no independent trainings (again ({again[:8]})).")
+    assert not any("more than the seed" in note for note in report["notes"])
+    assert [row[1] for row in formats.sides_table(report)[1]] == ["2 seeds", "2 runs (1 seed)"]
+    mixed = of("once", "other", against=("strong-0",))["comparisons"][0]["scope"]  # not one method, which notes say
+    assert "once and 1 more (2 runs (1 seed))" in mixed and "too narrow" not in mixed
+
+
 def test_an_experiments_groups_are_ranked(here, capfd):
     # elsewhere was scored on other images, and belongs to no group.
     report = of(experiment="cells")

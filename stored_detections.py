@@ -69,8 +69,19 @@ class Detected:
 
     @property
     def is_chosen_on_it(self) -> bool:
-        """Whether the split's scores made this checkpoint the one that is compared."""
-        return self.split == "val" and not self.results_file.startswith("last_")
+        """Whether the split's scores made this checkpoint the run's best."""
+        if self.split != "val":
+            return False
+        if self.holder is self.run:
+            return self.results_file.startswith("best_")
+        return self.checkpoint is not None and self.checkpoint == _checkpoint_name(self.store, self.run, "best")
+
+    @property
+    def which(self) -> str:
+        """The checkpoint as evaluate.py's --which has it."""
+        if self.holder is self.run:
+            return "last" if self.results_file.startswith("last_") else "best"
+        return self.checkpoint or "best"
 
     @property
     def computed(self) -> dict[str, str | None]:
@@ -164,6 +175,14 @@ def commands(run_ids: Sequence[str], split: str, which: str = "best") -> str:
     if len(run_ids) == 1:
         return command(run_ids[0], split, which)
     return f"for run in {' '.join(run_ids)}; do {command('$run', split, which)}; done"
+
+
+def commands_of(runs: Sequence[Detected], split: str) -> str:
+    """What scores the checkpoints that are compared on a split, as one line."""
+    by_which: dict[str, dict[str, None]] = {}
+    for run in runs:
+        by_which.setdefault(run.which, {})[run.run.run_id] = None
+    return "; ".join(commands(list(run_ids), split, which) for which, run_ids in by_which.items())
 
 
 def newest(store: Any, split: str | None, which: str = "best", experiment: str | None = None) -> Iterator[Detected]:

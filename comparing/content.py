@@ -123,14 +123,12 @@ def changed_images(baseline: Side, candidate: Side, image_names: Sequence[str], 
 
 def notes(sides: Sequence[Side], same: SameImages, config: Any) -> list[str]:
     """What a reader must know to quote the result."""
-    runs = list({run.run.run_id: run for side in sides for run in side.runs}.values())
+    every = [run for side in sides for run in side.runs]
+    runs = list({run.run.run_id: run for run in every}.values())
     said = []
-    chosen = [run for run in runs if run.is_chosen_on_it]
+    chosen = [run for run in every if run.is_chosen_on_it]
     if chosen:
-        said.append(
-            "val was also used to choose each run's best checkpoint, which flatters the scores of all of them. "
-            + instead(chosen, config)
-        )
+        said.append(f"val was also used to choose {flattered(every, chosen)}. {instead(every, config)}")
     if same.left_out:
         said.append(f"{same.left_out} images are left out, which not all runs have alike (--common-images)")
     if len({run.dataset["digest"] for run in runs}) > 1 and not same.left_out:
@@ -158,11 +156,21 @@ def few_images(truth: dict[str, Any]) -> list[str]:
     return [f"in few images, so that their intervals hold less often: {', '.join(few)}"] if few else []
 
 
+def flattered(runs: Sequence[Detected], chosen: Sequence[Detected]) -> str:
+    """Which checkpoints val chose, and what that does."""
+    if len(chosen) == len(runs):
+        return "each run's best checkpoint, which flatters the scores of all of them"
+    named = dict.fromkeys(f"{run.run.name} ({run.run.run_id[:8]})" for run in chosen)
+    return f"the best checkpoint of {', '.join(named)}, which flatters its scores, and not those of the others"
+
+
 def instead(runs: Sequence[Detected], config: Any) -> str:
     """The commands that compare on a split which chose nothing."""
     if not all("test" in (run.facts.get("dataset") or {}).get("split_fingerprints", {}) for run in runs):
-        return "The data have no test split; --which last compares checkpoints that no score chose"
-    score = stored_detections.commands([run.run.run_id for run in runs], "test")
+        return "The data have no test split; of RUNs, --which last compares checkpoints that no score chose"
+    score = stored_detections.commands_of(runs, "test")
+    if any(run.holder is not run.run for run in runs):  # an evaluation is on its own split
+        return f"On test nothing was chosen: {score}; then python compare.py with the IDs of these evaluations"
     line = [*config.runs, *(["--against", *config.against] if config.against else [])]
     line += ["--experiment", config.experiment] if config.experiment else []
     line += ["--group-by", config.group_by] if config.group_by else []

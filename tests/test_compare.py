@@ -111,6 +111,22 @@ def keep_run(
     )
 
 
+def keep_evaluation(run, checkpoint, folder, *, share):
+    """One of a training's checkpoint on val, as far as comparisons look at one; its ID."""
+    files = folder / checkpoint
+    files.mkdir()
+    kept = stored_detections.write(files, "val", results_of(len(NAMES), share, len(checkpoint)), truth_of(NAMES))
+    return open_store().log_evaluation(
+        {},
+        experiment="cells",
+        run_name=f"{run} on val",
+        source_run_id=open_store().find(run).run_id,
+        dataset=("cells-val", "2"),
+        tags={"split": "val", "checkpoint": checkpoint},
+        files=dict.fromkeys(kept, "detections"),
+    )
+
+
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory, empty_database):
     """A store with runs of two methods, weak and strong, three seeds each, on images that are there."""
@@ -226,6 +242,20 @@ def test_trainings_of_one_seed_are_runs_and_those_of_one_configuration_too_narro
     assert [row[1] for row in formats.sides_table(report)[1]] == ["2 seeds", "2 runs (1 seed)"]
     mixed = of("once", "other", against=("strong-0",))["comparisons"][0]["scope"]  # not one method, which notes say
     assert "once and 1 more (2 runs (1 seed))" in mixed and "too narrow" not in mixed
+
+
+def test_of_evaluations_only_that_of_the_best_is_chosen_and_the_way_to_test_scores_each_checkpoint(here, tmp_path):
+    run_id = keep_run("chosen", tmp_path, experiment="chosen", share=0.6, seed=0)
+    open_store().client.set_tag(run_id, "progress", json.dumps({"best": {"name": "epoch-001"}}))
+    best, other = (keep_evaluation("chosen", f"epoch-00{n}", tmp_path, share=0.5 + 0.1 * n) for n in (1, 2))
+    told = [note for note in of(best, other)["notes"] if "used to choose" in note]
+    assert told == [
+        f"val was also used to choose the best checkpoint of chosen ({run_id[:8]}), which flatters its scores, and not "
+        f"those of the others. On test nothing was chosen: python evaluate.py --run {run_id} --split test --which "
+        f"epoch-001; python evaluate.py --run {run_id} --split test --which epoch-002; then python compare.py with the "
+        "IDs of these evaluations"
+    ]
+    assert not any("used to choose" in note for note in of(other, "weak-0", which="last")["notes"])
 
 
 def test_an_experiments_groups_are_ranked(here, capfd):

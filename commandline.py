@@ -7,8 +7,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 try:
     import tyro
@@ -58,8 +59,10 @@ class ConfigError(ValueError):
 def parse(options: type, arguments: Sequence[str] | None = None, default: Any = None) -> Any:
     """The options from the command line; a ConfigError where they are wrong."""
     extra = {} if default is None else {"default": default}
-    if "" in (sys.argv[1:] if arguments is None else arguments):
+    given = sys.argv[1:] if arguments is None else arguments
+    if "" in given:
         raise ConfigError("One of the arguments is empty: is a shell variable not set?")
+    _require_values(options, given)
     # No "no-…" twins and no colours in pipes: the help stays one line an option.
     marks = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
     flags = ["--" + field.name.replace("_", "-") for field in fields(options)]
@@ -70,6 +73,17 @@ def parse(options: type, arguments: Sequence[str] | None = None, default: Any = 
 
     with refusals.on_parse_error(refuse):
         return tyro.cli(options, args=arguments, config=marks, **extra)
+
+
+def _require_values(options: type, given: Sequence[str]) -> None:
+    """Of options that take several values tyro lets none pass."""
+    hints = get_type_hints(options, include_extras=True)
+    marks = {"--" + name.replace("_", "-"): getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    for word, following in pairwise([*given, "--"]):
+        flag = word.replace("_", "-")
+        metavar = next((mark.metavar for mark in marks.get(flag, ()) if hasattr(mark, "metavar")), None) or ""
+        if metavar.endswith("…") and following.startswith("--"):
+            raise ConfigError(f"{flag} needs a value: {VALUES.get(metavar, metavar)}")
 
 
 # What a value is to be, where the word that the help has for it does not say.

@@ -14,6 +14,7 @@ import commandline
 import config as options
 from amounts import parse_interval
 from commandline import ConfigError, parse
+from compare import CompareConfig
 from config import TrainConfig, from_plain, to_plain
 from defaults import for_resume, resolved, to_repeat, with_model_of
 from prune import PruneConfig
@@ -205,6 +206,10 @@ WRONG = [
     (("--momentum", "x"), "--momentum takes a number, not 'x'"),
     (("--multi-scale", "a", "64"), "--multi-scale takes whole numbers, not 'a 64'"),
     (("--epochs",), "--epochs needs a value: a whole number"),
+    (("--milestones",), "--milestones needs a value: whole numbers"),
+    (("--anchor_sizes", "--dry-run"), "--anchor-sizes needs a value: whole numbers"),
+    (("--resume", "a", "--allow-change", "--lr", "1"), "--allow-change needs a value: NAME …"),
+    (("--multi-scale", "-1"), "--multi-scale takes sides in pixels, not [-1]"),
     (("--optimizer", "sdg"), "--optimizer takes {sgd,adamw}, not 'sdg'"),
     (("--publish", "x"), "--publish takes {auto,always,never}, not 'x'"),
 ]
@@ -226,6 +231,12 @@ def test_a_wrong_flag_is_one_message_and_exit_2(capfd, arguments, word):
 def test_an_option_that_must_be_given_is_named():
     with pytest.raises(ConfigError, match="--keep must be given"):
         parse(PruneConfig, ["a"])
+
+
+def test_the_runs_of_the_other_side_must_be_given():
+    with pytest.raises(ConfigError, match=r"^--against needs a value: RUN …$"):
+        parse(CompareConfig, ["a", "b", "--against", "--no-log"])
+    assert parse(CompareConfig, ["a", "--against", "b", "c", "--no-log"]).against == ("b", "c")
 
 
 def test_flags_are_read_over_a_default():

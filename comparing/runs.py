@@ -38,10 +38,12 @@ def by_name(
         split = next((tag for run_id in ids.values() if (tag := store.run(run_id).tags.get("split"))), None)
     known = dict(zip(ids, detections_of(store, list(ids.values()), split, which), strict=True))
     if not against:
+        # Two evaluations of one run are two, and so are a run and its evaluation.
+        _require_different([known[word].holder for word in runs], "and would be compared with itself")
         return _labelled([[known[word]] for word in runs])
     groups = [[known[word] for word in words] for words in (against, runs)]
     for group in groups:
-        _require_different(group)
+        _require_different([run.run for run in group], "in one group")
     _require_apart(*groups)
     return _labelled(groups)
 
@@ -84,11 +86,11 @@ def detections_of(store: Any, run_ids: Sequence[str], split: str | None, which: 
     return known
 
 
-def _require_different(runs: Sequence[Detected]) -> None:
-    ids = [run.run.run_id for run in runs]
-    twice = next((run for run in runs if ids.count(run.run.run_id) > 1), None)
+def _require_different(runs: Sequence[Any], where: str) -> None:
+    ids = [run.run_id for run in runs]
+    twice = next((run for run in runs if ids.count(run.run_id) > 1), None)
     if twice:
-        raise ConfigError(f"Run {twice.run.run_id} ({twice.run.name}) is named twice in one group")
+        raise ConfigError(f"Run {twice.run_id} ({twice.name}) is named twice {where}")
 
 
 def _require_apart(baseline: Sequence[Detected], candidate: Sequence[Detected]) -> None:
@@ -103,13 +105,16 @@ def _require_apart(baseline: Sequence[Detected], candidate: Sequence[Detected]) 
 
 
 def _labelled(groups: Sequence[list[Detected]]) -> Sides:
-    """By name or group; where two are called the same, with the ID or, of a run and itself, a number."""
+    """By name or group; where two are called the same, with the ID or, of one run, checkpoint and evaluation's ID."""
     labels = [_label(runs) for runs in groups]
     longer = [
         label if labels.count(label) == 1 else f"{label} ({runs[0].run.run_id[:8]})"
         for label, runs in zip(labels, groups, strict=True)
     ]
-    unique = [label if longer.count(label) == 1 else f"{label} #{n}" for n, label in enumerate(longer, start=1)]
+    unique = [
+        long if longer.count(long) == 1 else f"{label} {runs[0].which} ({runs[0].holder.run_id[:8]})"
+        for long, label, runs in zip(longer, labels, groups, strict=True)
+    ]
     return dict(zip(unique, groups, strict=True))
 
 

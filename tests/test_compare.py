@@ -204,11 +204,11 @@ def test_no_difference_is_said_with_the_images_that_would_show_it(here):
     assert re.match(r"No difference shown .* about [\d,]+ images \(there are 30\) would be needed", about["verdict"])
 
 
-def test_a_run_against_itself_is_exactly_the_same(here):
-    (about,) = of("weak-0", "weak-0")["comparisons"]
+def test_runs_that_found_the_same_are_exactly_the_same(here, tmp_path):
+    keep_run("as-weak", tmp_path, experiment="same", share=0.6, seed=0)
+    (about,) = of("weak-0", "as-weak")["comparisons"]
     assert all((one["difference"], one["low"], one["high"]) == (0, 0, 0) for one in about["scores"].values())
     assert "they score the same" in about["verdict"] and about["changed_images"] == []
-    assert about["baseline"] != about["candidate"]
 
 
 def test_groups_of_seeds_speak_of_the_method_and_a_single_seed_does_not(here):
@@ -248,7 +248,10 @@ def test_of_evaluations_only_that_of_the_best_is_chosen_and_the_way_to_test_scor
     run_id = keep_run("chosen", tmp_path, experiment="chosen", share=0.6, seed=0)
     open_store().client.set_tag(run_id, "progress", json.dumps({"best": {"name": "epoch-001"}}))
     best, other = (keep_evaluation("chosen", f"epoch-00{n}", tmp_path, share=0.5 + 0.1 * n) for n in (1, 2))
-    told = [note for note in of(best, other)["notes"] if "used to choose" in note]
+    report = of(best, other)
+    labels = [f"chosen epoch-00{n} ({each[:8]})" for n, each in ((1, best), (2, other))]
+    assert [side["label"] for side in report["sides"]] == labels
+    told = [note for note in report["notes"] if "used to choose" in note]
     assert told == [
         f"val was also used to choose the best checkpoint of chosen ({run_id[:8]}), which flatters its scores, and not "
         f"those of the others. On test nothing was chosen: python evaluate.py --run {run_id} --split test --which "
@@ -545,9 +548,13 @@ def test_what_makes_no_sense_is_refused(options, says):
         CompareConfig(**options)
 
 
-def test_a_run_twice_in_a_group_is_refused(here):
+def test_a_run_twice_is_refused(here):
     with pytest.raises(ConfigError, match="twice"):
         of("weak-0", "weak-0", against=("strong-0",))
+    run_id = open_store().find("weak-0").run_id
+    for again in ("weak-0", run_id, run_id[:12]):  # however it is called
+        with pytest.raises(ConfigError, match=rf"{run_id} \(weak-0\) is named twice and would be compared with itself"):
+            of("weak-0", "strong-0", again)
 
 
 def test_a_run_on_both_sides_is_refused_by_name(here, run_script):

@@ -41,7 +41,7 @@ class CompareConfig:
     group_by: commandline.Text = None
     """Options or tags that a group's runs share, as in lr,augmentation; runs without are left out. [their --group]"""
     split: commandline.Text = None
-    """Split whose images they are compared on: its newest evaluation is taken. [val; of an evaluation its own]"""
+    """Split whose images they are compared on (valid: val): its newest evaluation is taken. [val; an evaluation's]"""
     which: Literal["best", "last"] = "best"
     """Which checkpoint of each run. On val, nothing chose the last one."""
     common_images: bool = False
@@ -74,7 +74,9 @@ class CompareConfig:
             raise ConfigError("One RUN alone is no comparison: give two, or --against RUN")
         if self.group_by is not None and (self.runs or self.experiment is None):
             raise ConfigError("--group-by makes groups of an experiment's runs: give --experiment NAME, and no RUNs")
-        if self.split is not None and self.split not in SPLITS:
+        if self.json and self.format not in ("table", "json"):
+            raise ConfigError(f"--json and --format {self.format} contradict each other: give one of them")
+        if self.split is not None and self.split_name is None:
             raise ConfigError(f"--split is one of {', '.join(SPLITS)}, not {self.split}")
         for name, value, least in (
             ("--replicates", self.replicates, FEWEST_REPLICATES),
@@ -83,6 +85,13 @@ class CompareConfig:
         ):
             if value < least:
                 raise ConfigError(f"{name} must be {least} or more, not {value}")
+
+    @property
+    def split_name(self) -> str | None:
+        """Of the split, by whatever usual word it is asked for; None of an unknown one."""
+        from data.readers.layout import split_of_folder
+
+        return self.split and split_of_folder(self.split)
 
 
 def main(config: CompareConfig) -> dict[str, Any]:
@@ -100,12 +109,12 @@ def main(config: CompareConfig) -> dict[str, Any]:
             config.against,
             experiment=config.experiment,
             metric=config.metric,
-            split=config.split,
+            split=config.split_name,
             which=config.which,
         )
     else:
         chosen = runs.by_experiment(
-            store, config.experiment, config.group_by or "group", split=config.split, which=config.which
+            store, config.experiment, config.group_by or "group", split=config.split_name, which=config.which
         )
     same = same_images([run for side in chosen.values() for run in side], only_common=config.common_images)
     sides = [content.scored(label, side, same, config) for label, side in chosen.items()]

@@ -169,6 +169,7 @@ def test_a_difference_that_is_there_is_said_with_its_interval_and_of_what_it_hol
     assert "two checkpoints" in about["scope"] and "methods it says nothing" in about["scope"]
     assert about["configuration"] == {"lr": (["0.01"], ["0.02"]), "seed": (["0"], ["1"])}
     assert any("val was also used to choose" in note and "--split test" in note for note in report["notes"])
+    assert of("weak-0", "strong-0", split="valid") == report
     assert set(about["scores"]) == {"AP", "AP50", "AP75", "AP_medium", "AP/cell & co", "AP/plate_let"}
 
 
@@ -541,6 +542,8 @@ def test_the_two_newest_that_detected_in_the_same_images_are_found(here, tmp_pat
         ({"against": ("a",)}, "before it"),
         ({"runs": ("a", "b"), "group_by": "lr"}, "--experiment"),
         ({"experiment": "e", "replicates": 19}, "--replicates"),
+        ({"experiment": "e", "json": True, "format": "csv"}, "--json and --format csv contradict"),
+        ({"experiment": "e", "split": "vall"}, "train, val, test, not vall"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options, says):

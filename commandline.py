@@ -95,7 +95,7 @@ def _refusal(event: refusals.ParseErrorEvent, flags: Sequence[str]) -> str | Non
     """What is wrong with a command line, in our words: tyro's boxes name types and classes. None leaves it to them."""
     if isinstance(event, refusals.UnrecognizedArgs):
         wrong = [word.partition("=")[0] for word in event.tokens if word.startswith("-")]
-        told = f"There is no option {' and no '.join(_meant(word, flags) for word in wrong)}"
+        told = f"There is no option {' and no '.join(meant(word, flags) for word in wrong)}"
         return f"{told if wrong else f'{event.tokens[0]!r} belongs to no option'}. --help lists all"
     if isinstance(event, refusals.MissingArgs):
         missing = " and ".join(one.arg.lowered.name_or_flags[-1] for one in event.missing_arguments)
@@ -115,8 +115,8 @@ def _refusal(event: refusals.ParseErrorEvent, flags: Sequence[str]) -> str | Non
     return f"{flag} takes {wanted}, not {given!r}"
 
 
-def _meant(word: str, flags: Sequence[str]) -> str:
-    """An option that there is not, with the one that may be meant."""
+def meant(word: str, flags: Sequence[str]) -> str:
+    """An option that there is not, with the one of the flags (or names) that may be meant."""
     plain = {flag.strip("-"): flag for flag in flags}
     close = get_close_matches(word.strip("-").replace("_", "-"), plain, n=1)
     return word + (f" (is it {plain[close[0]]}?)" if close else "")

@@ -9,6 +9,7 @@ from typing import Any
 
 import changes
 import config as options
+import stored_detections
 import workspace
 from data.fingerprint import images_in, images_of
 from data_options import PATHS
@@ -108,9 +109,12 @@ def scoring(baseline: Sequence[Detected], candidate: Sequence[Detected]) -> list
     before, after = _computed(baseline), _computed(candidate)
     differs = [name for name in COMPUTED if before[name] and after[name] and before[name] != after[name]]
     lines = [f"{' or '.join(before[name])} → {' or '.join(after[name])}" for name in differs]
-    unknown = dict.fromkeys(run.run.name for run in (*baseline, *candidate) if None in run.computed.values())
+    unknown = [run for run in (*baseline, *candidate) if None in run.computed.values()]
     if unknown:
-        lines.append(f"precision not recorded of {', '.join(unknown)}: what is scored again has it")
+        named = ", ".join(dict.fromkeys(run.run.name for run in unknown))
+        command = stored_detections.commands_of([run for run in unknown if run.run.is_training], unknown[0].split)
+        mend = f". Score it anew, and give the evaluation's ID: {command}" if command else ""
+        lines.append(f"precision not on record of {named} (scored by an older version, or resumed in another){mend}")
     return lines or [f"the same, {' '.join(' or '.join(before[name]) for name in COMPUTED)}"]
 
 

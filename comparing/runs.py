@@ -8,7 +8,7 @@ import config as options
 import fetching
 import stored_detections
 import workspace
-from commandline import ConfigError
+from commandline import ConfigError, meant
 from comparing import differences
 from config import TrainConfig
 from progress import say
@@ -165,7 +165,10 @@ def _lacking(runs: Sequence[Any], key: str) -> str | None:
     """Which of the runs have no such parameter or tag, in words."""
     names = [run.name for run in runs if _value(run, key) is None]
     is_option = options.option(key) in OPTIONS
-    why = f"trained without {options.flag(options.option(key))}" if is_option else f"having no option or tag {key}"
+    if is_option:
+        why = f"trained without {options.flag(options.option(key))}"
+    else:
+        why = f"having no option or tag {meant(key, [name.replace('_', '-') for name in sorted(OPTIONS)])}"
     return f"left out, {why}: {', '.join(names)}" if names else None
 
 

@@ -4,8 +4,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
@@ -62,28 +61,32 @@ def parse(options: type, arguments: Sequence[str] | None = None, default: Any = 
     given = sys.argv[1:] if arguments is None else arguments
     if "" in given:
         raise ConfigError("One of the arguments is empty: is a shell variable not set?")
-    _require_values(options, given)
+    hints = {flag(name): hint for name, hint in get_type_hints(options, include_extras=True).items()}
+    _require_values(hints, given)
     # No "no-…" twins and no colours in pipes: the help stays one line an option.
     marks = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    flags = ["--" + field.name.replace("_", "-") for field in fields(options)]
 
     def refuse(event: refusals.ParseErrorEvent) -> None:
-        if message := _refusal(event, flags):
+        if message := _refusal(event, list(hints)):
             raise ConfigError(message) from None
 
     with refusals.on_parse_error(refuse):
         return tyro.cli(options, args=arguments, config=marks, **extra)
 
 
-def _require_values(options: type, given: Sequence[str]) -> None:
-    """Of options that take several values tyro lets none pass."""
-    hints = get_type_hints(options, include_extras=True)
-    marks = {"--" + name.replace("_", "-"): getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+def flag(name: str) -> str:
+    """`batch_size` → `--batch-size`"""
+    return "--" + name.replace("_", "-")
+
+
+def _require_values(hints: Mapping[str, Any], given: Sequence[str]) -> None:
+    """Of options that take several values tyro lets none pass; `hints` are the annotations by flag."""
     for word, following in pairwise([*given, "--"]):
-        flag = word.replace("_", "-")
-        metavar = next((mark.metavar for mark in marks.get(flag, ()) if hasattr(mark, "metavar")), None) or ""
+        asked = word.replace("_", "-")
+        marks = getattr(hints.get(asked), "__metadata__", ())
+        metavar = next((mark.metavar for mark in marks if hasattr(mark, "metavar")), None) or ""
         if metavar.endswith("…") and following.startswith("--"):
-            raise ConfigError(f"{flag} needs a value: {VALUES.get(metavar, metavar)}")
+            raise ConfigError(f"{asked} needs a value: {VALUES.get(metavar, metavar)}")
 
 
 # What a value is to be, where the word that the help has for it does not say.

@@ -20,6 +20,7 @@ from commandline import (
     Schedule,
     Size,
     Text,
+    flag,
 )
 from data_options import DataOptions
 from machine import require_precision
@@ -217,10 +218,6 @@ MAY_BE_ALLOWED = (
     *("multi_scale", "roi_samples", "proposals", "seed", "evaluate_every", "reference", "compile"),
 )
 NO_MILESTONES = "--milestones belong to --schedule multistep, not to cosine"
-
-
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def option(name: str) -> str:

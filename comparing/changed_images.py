@@ -37,8 +37,8 @@ def draw(runs: Sequence[tuple[Detected, Evaluated]], same: SameImages, names: Se
 
     None where no file of them is here, which is said.
     """
-    images = [image for image in same.ground_truth["images"] if image["file_name"] in names]
-    images.sort(key=lambda image: names.index(image["file_name"]))
+    by_name = {image["file_name"]: image for image in same.ground_truth["images"]}
+    images = [by_name[name] for name in names]
     ids = {image["id"] for image in images}
     annotations = [each for each in same.ground_truth["annotations"] if each["image_id"] in ids]
     truth = same.ground_truth | {"images": images, "annotations": annotations}

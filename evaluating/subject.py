@@ -28,8 +28,14 @@ class Subject:
     model: Any
     checkpoint: dict[str, Any]  # its content, but for the weights
     sha256: str
+    device: Any
     precision: str  # as --amp has it: that of training's validation, unless another is asked for
     reference: bool  # by torchvision's own modules
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of training's validation, as far as they are known."""
+        return self.checkpoint.get("evaluation") or {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +58,13 @@ def read_subject(path: Path, config: Any) -> Subject:
     entry = record.inspect(path).entry
     # The evaluation of a weights-only file is one of the checkpoint that it was taken from.
     sha256 = entry.get("weights_of") or entry.get("sha256") or record.file_sha256(path)
-    device, settings = engine.choose_device(config.device), checkpoint.get("evaluation") or {}
+    device = engine.choose_device(config.device)
     return Subject(
         model=model,
         checkpoint=checkpoint,
         sha256=sha256,
-        precision=config.amp or scoring.precision_as_in(settings, device.type),
+        device=device,
+        precision=config.amp or scoring.precision_as_in(checkpoint.get("evaluation") or {}, device.type),
         reference=config.reference,
     )
 
@@ -85,19 +92,17 @@ def scored_as_in_training(subject: Subject, scene: Scene, config: Any, *, aloud:
     """With the batches, threads and precision of training's validation, as far as the options do not say otherwise."""
     import engine
 
-    settings = subject.checkpoint.get("evaluation") or {}
-    device = engine.choose_device(config.device)
-    amp = engine.amp_dtype(subject.precision, device)
+    amp = engine.amp_dtype(subject.precision, subject.device)
     if amp is not None and aloud:
         say(f"scoring in {subject.precision}" + ("" if config.amp else ", as in training; in float32: --amp off"))
-    with engine.cpu_threads(scoring.threads_as_in(settings)):
+    with engine.cpu_threads(scoring.threads_as_in(subject.settings)):
         return scoring.score(
-            subject.model.to(device),
+            subject.model.to(subject.device),
             scene.records,
             subject.checkpoint["classes"],
-            batch_size=config.batch_size or settings.get("batch_size") or 4,
+            batch_size=config.batch_size or subject.settings.get("batch_size") or 4,
             workers=scoring.loader_workers(config.workers, scene.where),
-            device=device,
+            device=subject.device,
             amp=amp,
             scorer=config.scorer,
             title=scene.split,

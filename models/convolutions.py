@@ -68,14 +68,15 @@ class FoldedBatchNorm2d(Folded, nn.BatchNorm2d):
     pass
 
 
+OF_TORCHVISION = {FrozenBatchNorm2d: FoldedFrozenBatchNorm2d, nn.BatchNorm2d: FoldedBatchNorm2d}
 TIMMS = {("timm.layers.norm_act", f"{kind}BatchNormAct2d") for kind in ("", "Frozen")}  # imported by who has one
 
 
 @cache
 def folded_class(norm: type) -> type | None:
     """The class that takes the place of a batch norm's, frozen or not; None of any other's."""
-    if norm in (FrozenBatchNorm2d, nn.BatchNorm2d):
-        return FoldedBatchNorm2d if norm is nn.BatchNorm2d else FoldedFrozenBatchNorm2d
+    if norm in OF_TORCHVISION:
+        return OF_TORCHVISION[norm]
     if (norm.__module__, norm.__name__) not in TIMMS:
         return None
 

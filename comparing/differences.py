@@ -11,7 +11,6 @@ import changes
 import config as options
 import stored_detections
 import workspace
-from data.fingerprint import images_in, images_of
 from data_options import PATHS
 from stored_detections import Detected
 from tracking import environment
@@ -176,15 +175,15 @@ def _fingerprints(side: Sequence[Detected]) -> dict[str, set[str]]:
 
 
 def trained_on(runs: Sequence[Detected], image_names: Sequence[str]) -> list[str]:
-    """Of which runs the compared images were in the training split, by the images' digests, and how many."""
-    contents = {run.run.run_id: changes.contents_of(run.store, run.run.run_id) for run in runs}
-    digests = set()
-    for run in runs:
-        of_split = images_of(contents[run.run.run_id].get(run.split, {}))
-        digests |= {of_split[name] for name in image_names if name in of_split}
+    """Of which runs the compared images were in the training split, also as converted images, and how many."""
+    contents = [changes.contents_of(run.store, run.run.run_id) for run in runs]
+    compared = {}
+    for run, known in zip(runs, contents, strict=True):
+        of_split = known.get(run.split, {})
+        compared |= {name: of_split[name] for name in image_names if name in of_split}
     notes = []
-    for run in runs:
-        seen = digests & images_in(contents[run.run.run_id], "train")
+    for run, known in zip(runs, contents, strict=True):
+        seen, _ = changes.trained_on(compared, known)
         if seen:
             notes.append(
                 f"{run.run.name} ({run.run.run_id[:8]}) was trained on {len(seen)} of these {len(image_names)} images, "

@@ -411,7 +411,8 @@ def test_images_that_a_run_was_trained_on_are_told_however_they_are_annotated(he
     honest = keep_run("honest", here, share=0.9, seed=1, contents={"train": {"else.png": "f 1"}, "val": seen})
     of_before = {"train": {f"copy{number}.png": f"{number:016x}" for number in range(2)}, "val": seen}
     others = {"train": {f"copy{number}.png": f"{number:016x} 2" for number in range(3)}, "val": seen}
-    for count, contents in ((2, of_before), (3, others)):
+    converted = {"train": {f"{name.rpartition('.')[0]}.bmp": f"f{name} 1" for name in NAMES[:4]}, "val": seen}
+    for count, contents in ((2, of_before), (3, others), (4, converted)):
         leaky = keep_run(f"leaky-{count}", here, share=0.9, seed=2, contents=contents)
         told = [line for line in of(honest, leaky)["notes"] if "was trained on" in line]
         assert told == [f"leaky-{count} ({leaky[:8]}) was trained on {count} of these 30 images, which flatters it"]

@@ -17,23 +17,28 @@ def describe_run(
     info: Any, position: Mapping[str, Any], history: History, *, state: str, pages: Mapping[str, str]
 ) -> str:
     """The note of the run that `info` (a RunInfo) tells of, at this position; `state` in a word, `pages` of the UI."""
-    # The UI shows the first five lines or so of a note before one asks for more.
-    parts = [result(info, position, history, state), commands(info, position), classes_table(info, position, history)]
-    parts.append(notes.links((title, pages[page]) for page, title in LINKS.items()))
+    links = notes.links((title, pages[page]) for page, title in LINKS.items())
+    parts = [notes.opening(links, result(position, history)), commands(info, position)]
+    parts += [training(info, position, state), classes_table(info, position, history)]
     return "\n\n".join(part for part in parts if part)
 
 
-def result(info: Any, position: Mapping[str, Any], history: History, state: str) -> str:
-    """What was trained on what, how far, and the best checkpoint's scores."""
-    best, config = position.get("best"), info.config
+def training(info: Any, position: Mapping[str, Any], state: str) -> str:
+    """What was trained on what, and how far."""
+    config = info.config
     where = f"{state}, at step {position.get('step') or 0} of {info.total_steps}"
     what = f"`{info.architecture['builder']}` on **{info.dataset['name']}**, weights `{config['weights']}`, "
-    what += f"augmentation `{str(config['augmentation'])[:40]}`, seed {config['seed']}: {where}."
+    return what + f"augmentation `{str(config['augmentation'])[:40]}`, seed {config['seed']}: {where}."
+
+
+def result(position: Mapping[str, Any], history: History) -> str:
+    """The best checkpoint's scores."""
+    best = position.get("best")
     if not best:
-        return f"{what} No validation yet."
+        return "No validation yet."
     others = [f"{key} {value:.4f}" for key in ("val/AP", "val/AP50", "val/AP75") if (value := at(history, key, best))]
     scores = ", ".join(text for text in others if not text.startswith(f"{best['metric']} "))
-    return f"**{best['metric']} {best['value']:.4f}** in `{best['name']}`" + f" ({scores})\n\n{what}"
+    return f"**{best['metric']} {best['value']:.4f}** in `{best['name']}` ({scores})"
 
 
 def at(history: History, key: str, best: Mapping[str, Any]) -> float | None:

@@ -16,5 +16,13 @@ def links(pages: Iterable[tuple[str, str]]) -> str:
     return ", ".join(f"[{_plain(title)}](#{url.partition('#')[2]})" for title, url in pages)
 
 
+def opening(links: str, result: str) -> str:
+    """What a note begins with: links, and under them the result.
+
+    Below the second line the UI lays a veil over a note until one asks for more, and under it no link can be clicked.
+    """
+    return f"{links}  \n{result}" if links else result  # two spaces break the line
+
+
 def _plain(text: str) -> str:
     return text.replace("|", "\\|")

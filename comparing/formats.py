@@ -249,8 +249,10 @@ def tables(report: Report) -> dict[str, tuple[list[str], list[list[Any]]]]:
 def note(report: Report, links: str) -> str:
     """The comparison's Markdown note in the MLflow UI: what report.md begins with, as far as it has room."""
     report, legend = lettered(report)
-    parts = [about["verdict"] + " " + about["scope"] for about in report["comparisons"]]
-    parts += [links, introduction(report), *_bulleted("Compared", legend), notes.table(*sides_table(report))]
+    first, *others = report["comparisons"]
+    parts = [notes.opening(links, first["verdict"]), first["scope"]]
+    parts += [f"{about['verdict']} {about['scope']}" for about in others]
+    parts += [introduction(report), *_bulleted("Compared", legend), notes.table(*sides_table(report))]
     for about in report["comparisons"]:
         parts += [f"{about['candidate']} against {about['baseline']}:", notes.table(*scores_table(about))]
         parts += zeros_told(about)

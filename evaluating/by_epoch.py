@@ -139,7 +139,9 @@ def _logged(store: Any, report: dict[str, Any], subject: Subject, scene: Scene, 
 def _note(report: dict[str, Any], links: str) -> str:
     rows = [[row["checkpoint"], *_cells(row, SHOWN[:2])] for row in report["checkpoints"]]
     first = f"Every checkpoint of run `{report['run_id']}` on **{report['dataset']}** {report['split']}."
-    return "\n\n".join([first, links, notes.table(["checkpoint", *SHOWN[:2]], rows), f"To compare two: {COMPARING}."])
+    return "\n\n".join(
+        [notes.opening(links, first), notes.table(["checkpoint", *SHOWN[:2]], rows), f"To compare two: {COMPARING}."]
+    )
 
 
 def _cells(row: dict[str, Any], names: Sequence[str]) -> list[str]:

@@ -163,7 +163,7 @@ def text(report: Mapping[str, Any]) -> str:
 
 
 def note(report: Mapping[str, Any], checkpoint: str, links: str) -> str:
-    """The evaluation's Markdown note in the MLflow UI, of which that shows the first five lines at once."""
+    """The evaluation's Markdown note in the MLflow UI."""
     intervals = intervals_of(report)
     scores = [
         f"{name} {number(report['metrics'][name], intervals['metrics'].get(name))}"
@@ -176,8 +176,8 @@ def note(report: Mapping[str, Any], checkpoint: str, links: str) -> str:
         for name, one in report["per_class"].items()
     ]
     said = [f"{line[0].upper()}{line[1:]}{'' if line.endswith('…') else '.'}" for line in remarks(report)]
-    first = f"{', '.join(scores)} on {where}, of {checkpoint}."
-    return "\n\n".join(filter(None, [first, links, *said, notes.table(["class", *PER_CLASS], rows)]))
+    parts = [notes.opening(links, ", ".join(scores)), f"On {where}, of {checkpoint}.", *said]
+    return "\n\n".join([*parts, notes.table(["class", *PER_CLASS], rows)])
 
 
 def number(value: float, interval: Sequence[float] | None) -> str:

@@ -217,5 +217,5 @@ def test_forgotten_workers_do_not_keep_a_process_from_ending(tmp_path):
         "loader = train_loader(DetectionDataset(records), [[index] for index in range(40)], workers=1)\n"
         "sys.kept = loader, next(loader)\n"
     )
-    process = subprocess.run([sys.executable, str(script)], timeout=60, capture_output=True, text=True, check=False)
+    process = subprocess.run([sys.executable, str(script)], timeout=300, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr

@@ -19,12 +19,15 @@ from saving import Saver
 from tests.conftest import equal, history, last_checkpoint
 from tests.contents import everything
 from tests.server import Server
-from tracking.connection import import_mlflow
+from tracking.connection import ENVIRONMENT_DEFAULTS, SERVER_PROBE_SECONDS, import_mlflow
 from tracking.run import TrackedRun
 from tracking.sender import Sender, sync
 from tracking.store import Store
 from tracking.store import open_store as open_any
 from workspace import RunFolder
+
+# What waits for a server that never answers waits for one of these; what is only slow, for less.
+REQUEST_SECONDS = float(ENVIRONMENT_DEFAULTS["MLFLOW_HTTP_REQUEST_TIMEOUT"])
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def test_a_server_that_never_answers_is_named_with_the_way_round_it(home, silent
     monkeypatch.setenv("MLFLOW_TRACKING_URI", silent)
     began = time.monotonic()
     process = run_script("train.py", "--max-steps", "1")
-    assert time.monotonic() - began < 15 and process.returncode == 6
+    assert time.monotonic() - began < REQUEST_SECONDS and process.returncode == 6
     assert f"(unset MLFLOW_TRACKING_URI) and deliver later: python status.py --sync --to {silent}" in process.stderr
     assert not list(home.glob("runs/*/run.json"))
 
@@ -58,14 +61,14 @@ def test_what_a_silent_server_does_not_take_holds_nobody_up(home, silent):
         run.metrics({"train/loss": 1.0}, step)
         slowest = max(slowest, time.monotonic() - began)
         time.sleep(0.002)
-    assert slowest < 0.5  # 0.02: a loaded machine is slower
+    assert slowest < SERVER_PROBE_SECONDS
     began = time.monotonic()
     assert not sender.finish(1)
     sender.stop()
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < REQUEST_SECONDS
     began = time.monotonic()
     summary = sync(run.folder, store, seconds=1)
-    assert time.monotonic() - began < 4 and summary["trouble"] and summary["unsent"]["metrics"] == 199
+    assert time.monotonic() - began < REQUEST_SECONDS and summary["trouble"] and summary["unsent"]["metrics"] == 199
 
 
 def test_the_steps_of_a_run_are_journalled_before_its_checkpoint_and_at_its_end(home, small, monkeypatch):
@@ -132,12 +135,12 @@ def test_a_training_goes_on_when_its_server_is_away(home, small, server, empty_d
         run_id = train.main(replace(small, epochs=4))
     said = capfd.readouterr().err
     end = waited.pop("the end")
-    assert len(waited) == 16 and max(waited.values()) < 0.05, waited
+    assert len(waited) == 16 and max(waited.values()) < SERVER_PROBE_SECONDS, waited
     assert equal(last_checkpoint(run_id)["model_state_dict"], weights) and "is finished: best" in said
     if outage == "for a while":
-        assert end < 60 and "has not got everything" not in said
+        assert "has not got everything" not in said
     else:
-        assert end < 30 and "MLflow has not got everything" in said and str(RunFolder(run_id).path) in said
+        assert end < REQUEST_SECONDS and "MLflow has not got everything" in said and str(RunFolder(run_id).path) in said
         server.wake() if outage == "hanging" else server.start()
         restore.main(RestoreConfig(run=run_id, output=home / "restored"))
         assert f"sent what run {run_id} still owed {server.uri}" in capfd.readouterr().err

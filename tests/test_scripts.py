@@ -164,7 +164,7 @@ def test_a_run_that_is_stopped_or_killed_says_so_and_resumes(number, tmp_path, c
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=500)
     assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGKILL), errors
     run = script_runner(folder)
     training = json.loads(run("status.py", "--json").stdout)["training"]

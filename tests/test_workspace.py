@@ -84,7 +84,7 @@ def asked_by_another_process(run_id: str) -> str:
         "except workspace.WorkspaceError as error: print(alive, error.exit_code, error)\n"
     )
     command = [sys.executable, "-c", code, str(ROOT), str(workspace.RUNS), run_id]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout.strip()
 
 
 def test_a_run_belongs_to_one_process_until_that_dies(hold):

@@ -120,17 +120,7 @@ def train_steps(
             watch.mark("backward")
         scaler.unscale_(optimizer)
         norm = gradient_norm(parameters, clip_norm)
-        # The one time that a step waits for a GPU: no weight is touched before its losses are known to be numbers.
-        *numbers, norm = torch.cat([*rows, norm.float().reshape(1)]).tolist()
-        names = ["loss", *losses]
-        starts = range(0, len(numbers), len(names))
-        by_batch = [dict(zip(names, numbers[start : start + len(names)], strict=True)) for start in starts]
-        for values, (_, targets) in zip(by_batch, group, strict=True):
-            _require_finite(values, index, targets)
-        values = {name: statistics.fmean(one[name] for one in by_batch) for name in names}
-        if not math.isfinite(norm) and not scaler.is_enabled():  # a scaler skips such a step and lowers its scale
-            targets = [target for _, targets in group for target in targets]
-            raise NonFiniteLoss(f"The gradient of step {index} is {norm}", step=index, losses=values, targets=targets)
+        values, norm = _numbers(["loss", *losses], rows, norm, group, index, skips_infinite=scaler.is_enabled())
         learning_rate = optimizer.param_groups[0]["lr"]
         scaler.step(optimizer)
         scaler.update()
@@ -152,6 +142,32 @@ def train_steps(
         started, watch = time.perf_counter(), Stopwatch(device)
         yield step
         watch.mark("tracking")
+
+
+def _numbers(
+    names: Sequence[str],
+    rows: Sequence[Tensor],
+    norm: Tensor,
+    group: Sequence[Batch],
+    index: int,
+    *,
+    skips_infinite: bool,
+) -> tuple[dict[str, float], float]:
+    """(mean losses, gradient norm) of a step, of each batch's `rows` (losses,), with NonFiniteLoss where one is none.
+
+    The one time that a step waits for a GPU: no weight is touched before these are known to be numbers.
+    `skips_infinite`: a scaler skips a step of such a norm and lowers its scale.
+    """
+    *numbers, length = torch.cat([*rows, norm.float().reshape(1)]).tolist()
+    starts = range(0, len(numbers), len(names))
+    by_batch = [dict(zip(names, numbers[start : start + len(names)], strict=True)) for start in starts]
+    for values, (_, targets) in zip(by_batch, group, strict=True):
+        _require_finite(values, index, targets)
+    means = {name: statistics.fmean(one[name] for one in by_batch) for name in names}
+    if not math.isfinite(length) and not skips_infinite:
+        targets = [target for _, targets in group for target in targets]
+        raise NonFiniteLoss(f"The gradient of step {index} is {length}", step=index, losses=means, targets=targets)
+    return means, length
 
 
 def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:

@@ -4,7 +4,7 @@
 
 Each trial draws images anew. How hard an image is differs for both methods alike, and for each in its own way; a run
 finds a share of the boxes that its seed varies. Of 95% intervals, 5 % should exclude 0. Beside the interval that
-compare.py gives for groups of three seeds stand two that leave something out: of images alone, and of seeds alone.
+compare.py gives for groups of seeds stand two that leave something out, for three seeds: of images or of seeds alone.
 """
 
 import argparse
@@ -53,6 +53,7 @@ def trial(images: int, deviation: float, seed: int) -> Counter:
         sides.append([run(truth, own + random.normal(0, deviation), random) for _ in range(SEEDS)])
     found = {
         "one seed a side": metrics.difference(sides[0][:1], sides[1][:1], "AP"),
+        "two seeds a side": metrics.difference(*(side[:2] for side in sides), "AP"),
         "three seeds a side": metrics.difference(*sides, "AP"),
         "… by images alone": metrics.difference(*([mean(side)] for side in sides), "AP"),
         "… by seeds alone": metrics.difference(*(list(map(without_images, side)) for side in sides), "AP"),
@@ -72,7 +73,9 @@ def without_images(one: metrics.Evaluated) -> metrics.Evaluated:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.comparing", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.comparing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--trials", type=int, default=400)
     options = parser.parse_args()
@@ -81,7 +84,13 @@ def main() -> None:
         with ProcessPoolExecutor(usable_cores()) as processes:
             trials = processes.map(partial(trial, options.images, deviation), range(options.trials), chunksize=5)
             shown = sum(trials, Counter())
-        for name in ("one seed a side", "three seeds a side", "… by images alone", "… by seeds alone"):
+        for name in (
+            "one seed a side",
+            "two seeds a side",
+            "three seeds a side",
+            "… by images alone",
+            "… by seeds alone",
+        ):
             print(f"  {name:<20} {shown[name] / options.trials:.3f}")
 
 

@@ -122,8 +122,9 @@ def difference(baseline: Sequence[Evaluated], candidate: Sequence[Evaluated], na
     degrees of freedom of Welch (The generalization of "Student's" problem when several different population variances
     are involved, Biometrika 34, 1947, and Satterthwaite 1946), in which the images count as known. That seeds do well
     on other images is in both variances: the images' is counted without it. A side with one seed is taken as this
-    checkpoint: it adds no variance. Intervals are cut at −1 and 1, where differences of scores end; of two seeds they
-    are wide for the reason that `spread` gives.
+    checkpoint: it adds no variance. The interval is never narrower than that over images of these very checkpoints: a
+    few seeds may lie close together by chance. Intervals are cut at −1 and 1, where differences of scores end; of two
+    seeds they are wide for the reason that `spread` gives.
     """
     sides = [[run.values.get(name) for run in side] for side in (baseline, candidate)]
     if any(value is None for side in sides for value in side):
@@ -141,7 +142,7 @@ def difference(baseline: Sequence[Evaluated], candidate: Sequence[Evaluated], na
         images = max(0.0, images - own)
         degrees = welch_degrees(images, parts)
         half = student(degrees) * math.sqrt(images + seeds)
-        bounds = (means[1] - means[0] - half, means[1] - means[0] + half)
+        bounds = (min(bounds[0], means[1] - means[0] - half), max(bounds[1], means[1] - means[0] + half))
     low, high = _clipped(*bounds, -1.0)
     return Difference(
         baseline=means[0],

@@ -21,7 +21,7 @@ from metrics import (
     needed,
     spread,
 )
-from metrics.comparison import image_errors, welch_degrees
+from metrics.comparison import _mean, image_errors, welch_degrees
 from tests.detections import found, image, random_case
 
 CLASSES = ("cat", "dog", "owl")
@@ -198,3 +198,15 @@ def test_what_each_seed_does_on_other_images_is_counted_once_and_what_all_do_is_
     ]
     assert difference(*sides, "AP").image_variance == pytest.approx(0.02**2, rel=0.1)  # not 0.02² + 0.03² (1/3 + 1/4)
     assert difference(sides[0], sides[1][:1], "AP").image_variance == pytest.approx(0.02**2 + 0.03**2, rel=0.1)
+
+
+def test_seeds_that_lie_close_together_by_chance_make_no_interval_narrower_than_images_alone():
+    random = np.random.default_rng(0)
+    sides = [
+        [replace(constant(mean), replicates={"AP": mean + random.normal(0, 0.03, 2000)}) for _ in range(2)]
+        for mean in (0.5, 0.52)
+    ]
+    as_one = [[replace(side[0], replicates={"AP": _mean(side, "AP")})] for side in sides]
+    images, ours = difference(*as_one, "AP"), difference(*sides, "AP")
+    assert ours.seed_variance == 0 and (ours.low, ours.high) == (images.low, images.high)
+    assert ours.low < -0.03 and ours.high > 0.07

@@ -106,6 +106,15 @@ def test_the_view_of_models_has_every_checkpoint_and_its_ap(two_runs: TwoRuns, s
         expect(page.get_by_role("gridcell", name=shown(page, score), exact=True).first).to_be_visible()
 
 
+def test_the_view_of_charts_has_the_trainings_alone(two_runs: TwoRuns, store, opened):
+    page = opened(place(store, two_runs.run_ids[0], "experiment"))
+    expect(page.get_by_text("2 matching runs", exact=True)).to_be_visible()
+    for name in NAMES:
+        expect(page.get_by_role("gridcell").get_by_role("link", name=name, exact=True)).to_be_visible()
+    for title in ("best/AP", "val/AP50", "predictions/1", "train/loss"):
+        expect(page.get_by_role("main").get_by_text(title, exact=True).first).to_be_visible()
+
+
 def test_mlflows_own_comparison_has_both_runs(two_runs: TwoRuns, store, opened):
     experiment = store.run(two_runs.run_ids[0]).experiment_id
     runs, experiments = (quote(json.dumps(ids)) for ids in (two_runs.run_ids, [experiment]))

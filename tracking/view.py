@@ -17,6 +17,8 @@ SECTIONS = {
     "predictions": tuple(f"predictions/{number}" for number in range(1, SAMPLE_PICTURES + 1)),
     "train": ("train/loss", "train/loss_classifier", "train/loss_box_reg", "train/lr", "train/images_per_second"),
 }
+# Evaluations and comparisons have no epochs: the UI draws ten runs, the newest, and has them in every legend.
+TRAININGS = "params.epochs != ''"
 COLUMNS = (
     *("attributes.`Created`", "attributes.`Duration`", "metrics.`best/AP`", "metrics.`val/AP`", "metrics.`val/AP50`"),
     *("params.`model`", "params.`augmentation`", "params.`lr`", "params.`seed`", "tags.`group`"),
@@ -31,11 +33,12 @@ def arrange_charts(client, experiment_id: str) -> None:
 
 
 def overview() -> str:
-    """The view as the UI reads it: validation first, then sample pictures and training; results as columns."""
+    """The view of trainings as the UI reads it: validation first, then sample pictures, losses; results as columns."""
     state = {
         "compareRunSections": [{"uuid": name, "name": name, "display": True, "isReordered": True} for name in SECTIONS],
         "compareRunCharts": [_chart(key, section) for section, keys in SECTIONS.items() for key in keys],
         "isAccordionReordered": True,
+        "searchFilter": TRAININGS,
         "selectedColumns": list(COLUMNS),
         "runsHiddenMode": "FIRST_10_RUNS",
         "hideEmptyCharts": True,

@@ -43,7 +43,7 @@ class InferConfig:
     format: Literal["json", "coco", "csv"] = "json"
     """json: a JSON line an image or frame; coco: one COCO document at the end; csv: a row a detection."""
     output: commandline.File = None
-    """Folder for the images and videos with their boxes drawn."""
+    """Folder for the images and videos with their boxes drawn; those below 400 pixels are enlarged, to be legible."""
     frame_stride: int = 1
     """Of a video, take every Nth frame."""
     batch_size: int = 4

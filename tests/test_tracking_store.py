@@ -366,6 +366,10 @@ def test_an_evaluation_is_linked_to_its_checkpoint(store, started):
     (checkpoint,) = store.checkpoints(started.run_id)
     report = store.root / "report.json"
     report.write_text("{}")
+    git = ["git", "-C", store.root, "-c", "user.name=n", "-c", "user.email=e@x"]
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "code", "--no-gpg-sign"]):
+        subprocess.run([*git, *arguments], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     run_id = store.log_evaluation(
         {"eval/bccd/test/AP": 0.25},
         experiment="blood",
@@ -378,6 +382,7 @@ def test_an_evaluation_is_linked_to_its_checkpoint(store, started):
     )
     run = store.client.get_run(run_id)
     assert [model.model_id for model in run.inputs.model_inputs] == [checkpoint.model_id]
+    assert run.data.tags["mlflow.source.git.commit"] == commit
     assert run.data.tags["source_run_id"] == started.run_id and run.info.status == "FINISHED"
     (checkpoint,) = store.checkpoints(started.run_id)
     assert checkpoint.metrics == {"val/AP": 0.3, "eval/bccd/test/AP": 0.25}

@@ -43,13 +43,18 @@ def code_state(root: Path) -> dict:
     status = _git(root, "status", "--porcelain", "--untracked-files=normal", "--", ".")
     if status is None:
         return state
-    state["commit"] = _word(_git(root, "rev-parse", "--verify", "--quiet", "HEAD"))
+    state["commit"] = commit_of(root)
     state["branch"] = _word(_git(root, "symbolic-ref", "--short", "--quiet", "HEAD"))  # None: a detached head
     state["dirty"] = bool(status.strip())
     state["diff"], left_out = _diff(root, has_commit=state["commit"] is not None)
     state["untracked"], too_big = _untracked_modules(root)
     state["left_out"] = left_out + too_big
     return state
+
+
+def commit_of(root: Path) -> str | None:
+    """The commit that is checked out; None outside a git checkout and before the first one."""
+    return _word(_git(root, "rev-parse", "--verify", "--quiet", "HEAD"))
 
 
 def code_digest(state: dict) -> str | None:

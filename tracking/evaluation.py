@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tracking.deliver import deliver
+from tracking.environment import commit_of
 from tracking.errors import StoreError
 from tracking.journal import Journal
 from tracking.records import EVALUATION, StoredCheckpoint
@@ -36,6 +37,7 @@ def log_evaluation(
     `tables` gives columns and rows by artifact path, `description` the note of the run with this ID.
     """
     origin = {"source_run_id": source_run_id, "checkpoint": checkpoint and checkpoint.name}
+    origin["mlflow.source.git.commit"] = commit_of(store.root)
     known = {key: value for key, value in origin.items() if value is not None}
     run_id, _ = store.create_run(experiment, run_name, {**(tags or {}), **known, "kind": kind})
     try:

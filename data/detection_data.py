@@ -9,8 +9,8 @@ import numpy as np
 
 from data import fingerprint
 from data.columns import Records
-from data.records import DataError, Defect
-from data.told import NAMED, defect_lines
+from data.records import NO_SPLIT, DataError, Defect
+from data.told import NAMED, defect_lines, tally
 
 CLASSES_NAMED = 100  # by describe(); LVIS has 1203
 NO_CLASS = "N/A"  # as torchvision's COCO models name the numbers that are no class
@@ -72,8 +72,11 @@ class DetectionData:
         """{split: {name: hex digits of the image, and of its annotations}}."""
         return fingerprint.contents(self.splits, self.classes)
 
-    def describe(self, named: int = NAMED) -> list[str]:
-        """Lines for people: what was found, and of each kind of defect how many and the first `named` of them."""
+    def describe(self, named: int = NAMED, scored: str | None = None) -> list[str]:
+        """Lines for people: what was found, and of each kind of defect how many and the first `named` of them.
+
+        Where one split is `scored`, of other splits' defects only how many there are.
+        """
         where = f" in {self.root}" if self.root else ""
         kind = "" if self.format == self.name else f"{self.format}{where}; "
         lines = [f"{self.name}: {kind}{self.split_rule}", *(f"  {note}" for note in self.notes)]
@@ -84,5 +87,7 @@ class DetectionData:
             )
         more = ", …" if len(self.classes) > CLASSES_NAMED else ""
         lines.append(f"  {len(self.classes)} classes: {', '.join(self.classes[:CLASSES_NAMED])}{more}")
-        lines += [f"  {line}" for line in defect_lines(self.all_defects, named)]
-        return lines
+        of_others = [each for each in self.all_defects if scored and each.split not in (scored, NO_SPLIT, "")]
+        told = [each for each in self.all_defects if each not in of_others]
+        lines += [f"  {line}" for line in defect_lines(told, named)]
+        return lines + [f"  of other splits: {tally(of_others)} (check_data.py names them)"] * bool(of_others)

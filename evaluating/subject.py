@@ -81,7 +81,7 @@ def scene_of(store: Any, checkpoint: dict[str, Any], config: Any) -> Scene:
     is_own = where == workspace.data_of(checkpoint)
     data = open_data(where, data_options(config, checkpoint, is_own=is_own), scored=split, whole=not is_own)
     data = data.with_classes_in_order(checkpoint["classes"])
-    say("\n".join(data.describe()))
+    say("\n".join(data.describe(scored=split)))
     records = fetching.records_to_score(checkpoint, data, split)
     for line in notes_on_data(store, checkpoint, data, split, is_own=is_own):
         say(line)

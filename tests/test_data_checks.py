@@ -367,6 +367,9 @@ def test_training_is_refused_by_name_and_told_otherwise(tmp_path):
     assert "1 box-over-edge (box clipped)" in told
     assert "note: 1 image-without-objects (left out of training (--empty drop))" in told
     assert "train: 1 images, 2 boxes, 0 images without objects" in told
+    of_val = data.describe(scored="val")
+    assert of_val[-1] == "  of other splits: 2 warnings, 1 note (check_data.py names them)"
+    assert not any("train2017" in line for line in of_val) and data.describe(scored="train")[-1] != of_val[-1]
     with pytest.raises(DataError) as refused:
         open_data(tmp_path, DataOptions(on_defect="fail"))
     assert "1 box-no-size: train: train2017/a.jpg, annotation 0 (cat)" in str(refused.value)

@@ -185,6 +185,18 @@ def commands_of(runs: Sequence[Detected], split: str) -> str:
     return "; ".join(commands(list(run_ids), split, which) for which, run_ids in by_which.items())
 
 
+def evaluation_of(run: Detected, split: str) -> Any:
+    """The newest evaluation (a StoredRun) of this checkpoint on a split of the run's own data that keeps detections.
+
+    It is what a comparison on that split takes; None where there is none.
+    """
+    for one in run.store.evaluations(run.run.run_id):
+        is_of_it = (one.tags.get("split"), one.tags.get("checkpoint")) == (split, run.checkpoint)
+        if is_of_it and _is_on_own_data(one, run.facts, split) and _keeps(run.store, one):
+            return one
+    return None
+
+
 def newest(store: Any, split: str | None, which: str = "best", experiment: str | None = None) -> Iterator[Detected]:
     """Of every training that has some (of an experiment, where one is named), newest first."""
     for run in store.runs_of(experiment) if experiment else store.newest_runs(MOST_LOOKED_AT):
@@ -246,13 +258,20 @@ def _of_evaluation(store: Any, evaluation: Any, split: str | None) -> Detected:
         )
     its_split = evaluation.tags["split"]
     if split not in (None, its_split):
-        raise ConfigError(f"{evaluation.run_id} is an evaluation on {its_split}, not on --split {split}")
+        other = command(run.run_id, split, evaluation.tags.get("checkpoint", "best"))
+        mend = f". The same on {split}: {other}" if source else ""
+        raise ConfigError(f"{evaluation.run_id} is an evaluation on {its_split}, not on --split {split}{mend}")
     return _detected(store, run, evaluation, its_split, evaluation.tags.get("checkpoint"), names(its_split)[0])
 
 
 def _keeps(store: Any, evaluation: Any) -> bool:
     split = evaluation.tags.get("split")
     return split is not None and set(names(split)) <= store.artifact_names(evaluation.run_id, FOLDER)
+
+
+def _is_on_own_data(evaluation: Any, facts: Mapping[str, Any], split: str) -> bool:
+    own = (facts.get("dataset") or {}).get("split_fingerprints", {}).get(split)
+    return any(dataset["digest"] == own for dataset in evaluation.datasets)
 
 
 def _newest_evaluation(store: Any, run: Any, split: str, which: str) -> Detected:
@@ -262,11 +281,9 @@ def _newest_evaluation(store: Any, run: Any, split: str, which: str) -> Detected
     if not on_it:
         raise NoDetections(run, split, which, store)
     facts = store.read_json(run.run_id, FACTS) or {}
-    own = (facts.get("dataset") or {}).get("split_fingerprints", {}).get(split)
 
     def fits(one: Any) -> tuple[bool, bool, int]:
-        is_own = any(dataset["digest"] == own for dataset in one.datasets)
-        return is_own, one.tags.get("checkpoint") == wanted, one.start_time
+        return _is_on_own_data(one, facts, split), one.tags.get("checkpoint") == wanted, one.start_time
 
     newest = max(on_it, key=fits)
     checkpoint = newest.tags.get("checkpoint")

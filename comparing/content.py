@@ -8,7 +8,7 @@ from typing import Any
 
 import metrics
 import stored_detections
-from comparing import differences, words
+from comparing import differences, incomplete, words
 from comparing.same_images import SameImages
 from metrics import Evaluated
 from metrics.bootstrap import FEW_IMAGES, LEVEL
@@ -59,6 +59,7 @@ def side_in_report(side: Side, names: Sequence[str]) -> dict[str, Any]:
             "run_name": run.run.name,
             "evaluation_run_id": None if run.holder is run.run else run.holder.run_id,
             "checkpoint": run.checkpoint,
+            "status": run.run.status,
             "amp": run.computed["amp"],
             "reference": {"True": True, "False": False}.get(run.computed["reference"]),
             "seed": (run.facts.get("config") or {}).get("seed"),
@@ -90,11 +91,14 @@ def compared(baseline: Side, candidate: Side, names: Sequence[str], same: SameIm
             for side in (baseline, candidate)
             for run in differences.repeated(side.runs)
         ],
+        "incomplete": list(
+            dict.fromkeys(line for side in (baseline, candidate) for line in incomplete.trainings(side.runs))
+        ),
         "scores": scores,
         "images_needed": None,
         "seeds_needed": None,
     }
-    if found := by_score.get("AP"):
+    if (found := by_score.get("AP")) and not about["incomplete"]:
         needed = metrics.needed(found, images=len(same.image_names), seeds=tuple(about["runs"]))
         about |= dict(zip(("images_needed", "seeds_needed"), needed, strict=True))
     about |= {
@@ -128,7 +132,7 @@ def notes(sides: Sequence[Side], same: SameImages, config: Any) -> list[str]:
     said = []
     chosen = [run for run in every if run.is_chosen_on_it]
     if chosen:
-        said.append(f"val was also used to choose {flattered(every, chosen)}. {instead(every, config)}")
+        said.append(f"val was also used to choose {flattered(every, chosen)}. {instead(sides, config)}")
     if same.left_out:
         said.append(f"{same.left_out} images are left out, which not all runs have alike (--common-images)")
     if len({run.dataset["digest"] for run in runs}) > 1 and not same.left_out:
@@ -136,10 +140,8 @@ def notes(sides: Sequence[Side], same: SameImages, config: Any) -> list[str]:
     said += differences.trained_on(runs, same.image_names)
     for side in sides:
         if len(side.runs) > 1 and (differing := differences.within(side.runs)):
-            said.append(f"the runs of {side.label} differ in more than the seed: {'; '.join(differing)}")
-    for run in runs:
-        if run.run.is_training and run.run.status != "FINISHED":
-            said.append(f"{run.run.name} ({run.run.run_id[:8]}) is {run.run.status}: this is how far it got")
+            beside = "more than the seed" if differences.seeds(side.runs) > 1 else "other things than the seed"
+            said.append(f"the runs of {side.label} differ in {beside}: {'; '.join(differing)}")
     said += few_images(same.ground_truth)
     said.append("each interval is at 95% by itself: of twenty rows without a true difference, one shows one")
     if len(sides) > 2 and not config.runs:
@@ -164,15 +166,30 @@ def flattered(runs: Sequence[Detected], chosen: Sequence[Detected]) -> str:
     return f"the best checkpoint of {', '.join(named)}, which flatters its scores, and not those of the others"
 
 
-def instead(runs: Sequence[Detected], config: Any) -> str:
-    """The commands that compare on a split which chose nothing."""
+def instead(sides: Sequence[Side], config: Any) -> str:
+    """The commands that compare on a split which chose nothing: what is scored there already is not scored anew."""
+    runs = [run for side in sides for run in side.runs]
     if not all("test" in (run.facts.get("dataset") or {}).get("split_fingerprints", {}) for run in runs):
         return "The data have no test split; of RUNs, --which last compares checkpoints that no score chose"
-    score = stored_detections.commands_of(runs, "test")
-    if any(run.holder is not run.run for run in runs):  # an evaluation is on its own split
-        return f"On test nothing was chosen: {score}; then python compare.py with the IDs of these evaluations"
-    line = [*config.runs, *(["--against", *config.against] if config.against else [])]
-    line += ["--experiment", config.experiment] if config.experiment else []
-    line += ["--group-by", config.group_by] if config.group_by else []
-    line += ["--common-images"] if config.common_images else []
-    return f"On test nothing was chosen: {score}; python compare.py {shlex.join(line)} --split test"
+    found = {run.holder.run_id: stored_detections.evaluation_of(run, "test") for run in runs}
+    missing = [run for run in runs if found[run.holder.run_id] is None]
+    on_test = "On test nothing was chosen: "
+    on_test += f"{stored_detections.commands_of(missing, 'test')}; " if missing else ""
+    if all(run.holder is run.run for run in runs):
+        line = _line([[run.run.run_id for run in side.runs] for side in sides], config)
+        return f"{on_test}python compare.py {shlex.join(line)} --split test"
+    if missing:  # an evaluation is on its own split, and these have no ID yet
+        there = " ".join(one.run_id for one in found.values() if one)
+        return f"{on_test}then python compare.py with the IDs of these evaluations" + (f" and {there}" if there else "")
+    line = _line([[found[run.holder.run_id].run_id for run in side.runs] for side in sides], config)
+    return f"{on_test}python compare.py {shlex.join(line)}"
+
+
+def _line(ids: Sequence[Sequence[str]], config: Any) -> list[str]:
+    """The arguments of compare.py: the sides' IDs, as names may fit several runs, or the experiment of its groups."""
+    first, *others = ids
+    rest = [run_id for side in others for run_id in side]
+    line = [*rest, "--against", *first] if config.against else [*first, *rest]
+    if not config.runs:
+        line = ["--experiment", config.experiment, *(["--group-by", config.group_by] if config.group_by else [])]
+    return line + (["--common-images"] if config.common_images else [])

@@ -37,7 +37,7 @@ def configuration(baseline: Sequence[Detected], candidate: Sequence[Detected]) -
 
     Seeds count only where each side has one.
     """
-    ignored = set(SAY_NOTHING) | (set() if len(baseline) == len(candidate) == 1 else {"seed"})
+    ignored = set(SAY_NOTHING) | (set() if seeds(baseline) == seeds(candidate) == 1 else {"seed"})
     sides = [[_configuration(run.facts) for run in side] for side in (baseline, candidate)]
     names = dict.fromkeys(name for side in sides for one in side for name in one if name not in ignored)
     found = {name: tuple(_values(one.get(name) for one in side) for side in sides) for name in names}

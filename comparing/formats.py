@@ -102,6 +102,8 @@ def sides_table(report: Report) -> Table:
         which = f"{runs[0]['run_id'][:8]} {runs[0]['checkpoint'] or ''}".strip()
         if len(runs) > 1:
             which = words.counted(len(runs), side["seeds"])
+        if unfinished := sum(run["status"] != "FINISHED" for run in runs):
+            which += f", {unfinished} unfinished" if len(runs) > 1 else ", unfinished"
         rows.append([side["label"], which, *(_with_spread(side["scores"].get(name)) for name in SHOWN)])
         interval = side["scores"].get("AP", {}).get("interval")
         rows[-1].append(f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "")
@@ -254,8 +256,8 @@ def note(report: Report, links: str) -> str:
     parts += [f"{about['verdict']} {about['scope']}" for about in others]
     parts += [introduction(report), *_bulleted("Compared", legend), notes.table(*sides_table(report))]
     for about in report["comparisons"]:
-        parts += [f"{about['candidate']} against {about['baseline']}:", notes.table(*scores_table(about))]
-        parts += zeros_told(about)
+        parts += _bulleted(f"{about['candidate']} against {about['baseline']}", _differences(about))
+        parts += [notes.table(*scores_table(about)), *zeros_told(about)]
     parts += _bulleted("Notes", report["notes"])
     kept = "\n\n".join(parts)
     return (

@@ -35,7 +35,7 @@ def by_name(
     """
     ids = {word: fetching.run_named(store, word, experiment, metric).run_id for word in (*runs, *against)}
     if split is None:
-        split = next((tag for run_id in ids.values() if (tag := store.run(run_id).tags.get("split"))), None)
+        split = _of_evaluations([store.run(run_id) for run_id in ids.values()])
     known = dict(zip(ids, detections_of(store, list(ids.values()), split, which), strict=True))
     if not against:
         # Two evaluations of one run are two, and so are a run and its evaluation.
@@ -48,17 +48,37 @@ def by_name(
     return _labelled(groups)
 
 
+def _of_evaluations(runs: Sequence[Any]) -> str | None:
+    """The split that evaluations among the runs are on; ConfigError where they are on several."""
+    splits = {run.run_id: run.tags["split"] for run in runs if run.is_evaluation and run.tags.get("split")}
+    if len(set(splits.values())) > 1:
+        named = ", ".join(f"{run_id} on {split}" for run_id, split in splits.items())
+        raise ConfigError(
+            f"These evaluations are on different splits, where AP does not compare: {named}. Name those of one split "
+            "(python evaluate.py --run RUN --split SPLIT makes them)"
+        )
+    return next(iter(splits.values()), None)
+
+
 def newest_two(store: Any, experiment: str | None, split: str | None, which: str = "best") -> tuple[str, str]:
     """The IDs of the two newest trainings that detected in the same data, the older first: it is the baseline.
 
-    WorkspaceError with what to do where there are none.
+    Finished ones, where there are two. WorkspaceError with what to do where there are none.
     """
+    finished: dict[str | None, str] = {}
     by_data: dict[str | None, str] = {}
+    unfinished_too: tuple[str, str] | None = None
     for run in stored_detections.newest(store, split, which, experiment):
-        data = run.dataset["digest"]
+        run_id, data = run.run.run_id, run.dataset["digest"]
+        if run.run.status == "FINISHED":
+            if data in finished:
+                return run_id, finished[data]
+            finished[data] = run_id
         if data in by_data:
-            return run.run.run_id, by_data[data]
-        by_data[data] = run.run.run_id
+            unfinished_too = unfinished_too or (run_id, by_data[data])
+        by_data.setdefault(data, run_id)
+    if unfinished_too:
+        return unfinished_too
     where = f"experiment {experiment!r} of {store.uri}" if experiment else store.uri
     is_val = split in (None, "val")
     mend = (
@@ -68,14 +88,21 @@ def newest_two(store: Any, experiment: str | None, split: str | None, which: str
 
 
 def detections_of(store: Any, run_ids: Sequence[str], split: str | None, which: str) -> list[Detected]:
-    """Of each run; WorkspaceError that names all without, and the commands that make them."""
-    known, missing = [], []
+    """Of each run; WorkspaceError that names all without, and the commands that make them.
+
+    ConfigError that names all evaluations on another split.
+    """
+    known, missing, on_others = [], [], []
     for run_id in run_ids:
         workspace.deliver_if_idle(store, workspace.RunFolder(run_id))
         try:
             known.append(stored_detections.of_run(store, run_id, split, which))
         except NoDetections as error:
             missing.append(error)
+        except ConfigError as error:
+            on_others.append(str(error))
+    if on_others:
+        raise ConfigError("\n  ".join(on_others))
     if len(missing) > 1:
         its_split, named = missing[0].split, ", ".join(error.run.name for error in missing)
         command = stored_detections.commands([error.run.run_id for error in missing], its_split, which)
@@ -133,6 +160,13 @@ def by_experiment(store: Any, experiment: str, group_by: str, *, split: str | No
         say(f"note: {len(runs) - len(finished)} of the {len(runs)} runs of {experiment} have not finished: left out")
     if not finished:
         raise workspace.WorkspaceError(f"No run of experiment {experiment!r} in {store.uri} has finished")
+    if len(finished) == 1:
+        (run,) = finished
+        raise workspace.WorkspaceError(
+            f"One run of experiment {experiment!r} in {store.uri} has finished, {run.name} ({run.run_id[:8]}), and a "
+            f"comparison takes two groups. Train another: python train.py --from-run {run.run_id} with --group NAME "
+            "and the options that are to differ; or name runs of other experiments, too: python compare.py RUN RUN"
+        )
     keys = [key.strip() for key in group_by.split(",")]
     left_out = [line for key in keys if (line := _lacking(finished, key))]
     groups = {run.run_id: label for run in finished if (label := _group(run, keys))}

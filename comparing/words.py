@@ -29,7 +29,10 @@ def in_report(found: metrics.Difference) -> dict[str, Any]:
 
 
 def verdict(about: About, images: int) -> str:
-    """Whether the candidate is better and, where nothing is shown, what would tell."""
+    """Whether the candidate is better and, where nothing is shown, what would tell.
+
+    No advice on what is incomplete: other images and seeds would not tell what finished trainings will.
+    """
     found, baseline, candidate = about["scores"].get("AP"), about["baseline"], about["candidate"]
     if found is None:
         return "There is no box in these images: nothing can be compared."
@@ -38,8 +41,9 @@ def verdict(about: About, images: int) -> str:
         word, size = ("better", (low, high)) if value > 0 else ("worse", (-high, -low))
         interval = f"95% interval {size[0]:.3f} to {size[1]:.3f}"
         return f"{candidate} is {word} than {baseline} by {abs(value):.3f} AP, {interval}."
-    said = f"{value:+.3f} AP, 95% interval {low:+.3f} to {high:+.3f}; {enough(about, images)}"
-    return f"No difference shown between {candidate} and {baseline}: {said}."
+    said = f"{value:+.3f} AP, 95% interval {low:+.3f} to {high:+.3f}"
+    advice = "" if about["incomplete"] else f"; {enough(about, images)}"
+    return f"No difference shown between {candidate} and {baseline}: {said}{advice}."
 
 
 def enough(about: About, images: int) -> str:
@@ -72,6 +76,11 @@ def _two_digits(number: float) -> int:
 def scope(about: About, images: int) -> str:
     """Of what the verdict may be said."""
     before, after = about["runs"]
+    if about["incomplete"]:
+        return (
+            f"Not all of these trainings are whole: {'; '.join(about['incomplete'])}. That is of these checkpoints on "
+            f"images like these {images}; of whole trainings and of the methods it says nothing.{_too_narrow(about)}"
+        )
     if before == after == 1:
         return (
             f"That is of these two checkpoints on images like these {images}; "

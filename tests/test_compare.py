@@ -72,6 +72,8 @@ def keep_run(
     experiment="cells",
     group=None,
     contents=None,
+    status="FINISHED",
+    progress=None,
     **about,
 ):
     """A finished training in the store, as far as comparisons look at one; its ID."""
@@ -98,7 +100,7 @@ def keep_run(
         ):
             kept = path if path.name.startswith("ground") else path.rename(files / f"{prefix}{path.name}")
             places[kept] = "detections"
-    return open_store().log_evaluation(
+    run_id = open_store().log_evaluation(
         {"val/AP": share},
         experiment=experiment,
         kind="training",
@@ -106,25 +108,44 @@ def keep_run(
         dataset=("cells-val", digest),
         dataset_source=source,
         params=config,
-        tags={"group": group} if group else {},
+        tags=({"group": group} if group else {}) | ({"progress": json.dumps(progress)} if progress else {}),
         files=places,
     )
+    if status != "FINISHED":
+        open_store().client.update_run(run_id, status=status)
+    return run_id
 
 
-def keep_evaluation(run, checkpoint, folder, *, share):
-    """One of a training's checkpoint on val, as far as comparisons look at one; its ID."""
-    files = folder / checkpoint
+def keep_evaluation(run, checkpoint, folder, *, share, split="val"):
+    """One of a training's checkpoint, as far as comparisons look at one; its ID."""
+    files = folder / f"{run}-{checkpoint}-{split}"
     files.mkdir()
-    kept = stored_detections.write(files, "val", results_of(len(NAMES), share, len(checkpoint)), truth_of(NAMES))
+    kept = stored_detections.write(files, split, results_of(len(NAMES), share, len(checkpoint)), truth_of(NAMES))
     return open_store().log_evaluation(
         {},
         experiment="cells",
-        run_name=f"{run} on val",
+        run_name=f"{run} on {split}",
         source_run_id=open_store().find(run).run_id,
-        dataset=("cells-val", "2"),
-        tags={"split": "val", "checkpoint": checkpoint},
+        dataset=(f"cells-{split}", {"val": "2", "test": "3"}[split]),
+        tags={"split": split, "checkpoint": checkpoint},
         files=dict.fromkeys(kept, "detections"),
     )
+
+
+def position(epoch, *, steps=24):
+    """As the tag of a training has it: 8 steps an epoch."""
+    return {"epoch": epoch, "step": 8 * (epoch + 1), "epochs": 3, "total_steps": steps, "steps_per_epoch": 8}
+
+
+# Whole trainings, one that is at its first epoch, one that failed and one that was given 8 steps.
+UNLIKE = {
+    "whole-0": {"seed": 50, "share": 0.9, "progress": position(2)},
+    "whole-1": {"seed": 51, "share": 0.9, "progress": position(2)},
+    "stopped-early": {"seed": 52, "share": 0.9, "progress": position(1)},  # by --patience
+    "going": {"seed": 53, "share": 0.2, "progress": position(0), "status": "RUNNING"},
+    "failed": {"seed": 54, "share": 0.6, "status": "FAILED"},
+    "eight-steps": {"seed": 55, "share": 0.3, "progress": position(0, steps=8), "max_steps": 8},
+}
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +164,8 @@ def repository(tmp_path_factory, empty_database):
                 about = {"share": share, "seed": 10 * seed + (group == "strong"), "group": group, "lr": lr}
                 keep_run(f"{group}-{seed}", root, source=str(images), **about)
         keep_run("like-weak", root, share=0.6, seed=77)
+        for name, about in UNLIKE.items():
+            keep_run(name, root, experiment="unlike", **about)
         keep_run("elsewhere", root, share=0.9, seed=5, truth=truth_of(NAMES[:20], shifted=NAMES[:2]))
     return root
 
@@ -200,6 +223,45 @@ def test_what_was_not_recorded_of_the_scoring_is_unknown_and_within_a_group_othe
 def test_as_many_images_or_seeds_as_there_are_would_not_do(images, seeds, of, said):
     about = {"scores": {"AP": {"difference": 0.1}}, "images_needed": images, "seeds_needed": seeds, "seeds": of}
     assert words.enough(about, 30) == f"{said} be needed to show 0.100 {words.POWER}"
+
+
+def test_of_trainings_that_are_not_whole_the_verdict_says_so_itself_and_advises_nothing(here):
+    going, failed = (f"{name} ({open_store().find(name, 'unlike').run_id[:8]})" for name in ("going", "failed"))
+    going += " is RUNNING at epoch 1 of 3"
+    report = of("whole-0", "going", "failed", images=0)
+    assert [about["incomplete"] for about in report["comparisons"]] == [[going], [f"{failed} is FAILED"]]
+    about = report["comparisons"][0]
+    scope = (
+        f"Not all of these trainings are whole: {going}. That is of these checkpoints on images like these 30; of "
+        "whole trainings and of the methods it says nothing."
+    )
+    assert about["scope"] == scope and (about["images_needed"], about["seeds_needed"]) == (None, None)
+    for text in (formats.text(report), formats.markdown(report), formats.note(report, "")):
+        assert text.count(going) == 1 and text.partition(about["verdict"])[2].lstrip("\n").startswith(scope)
+    assert [row[1].partition(" ")[2] for row in formats.sides_table(report)[1]] == ["", "unfinished", "unfinished"]
+    assert [side["runs"][0]["status"] for side in report["sides"]] == ["FINISHED", "RUNNING", "FAILED"]
+    (equal,) = of("like-weak", "failed", images=0)["comparisons"]
+    assert re.fullmatch(
+        r"No difference shown between failed and like-weak: \S+ AP, 95% interval \S+ to \S+\.", equal["verdict"]
+    )
+
+
+def test_a_group_with_trainings_that_are_not_whole_is_no_method(here):
+    whole = ("whole-0", "whole-1", "stopped-early")
+    group = of("weak-0", "weak-1", against=whole, images=0)
+    assert group["comparisons"][0]["incomplete"] == [] and "as trained here" in group["comparisons"][0]["scope"]
+    for other, told in {
+        "going": "is RUNNING at epoch 1 of 3",
+        "eight-steps": "8 steps (1 epoch), not 3 epochs",
+    }.items():
+        report = of("whole-0", other, against=("whole-1", "stopped-early"), images=0)
+        (about,) = report["comparisons"]
+        assert told in about["scope"] and "methods it says nothing" in about["scope"]
+        assert "needed to show" not in about["verdict"] and about["seeds_needed"] is None
+    rows = formats.sides_table(of("whole-0", "going", against=whole[1:], images=0))[1]
+    assert [row[1] for row in rows] == ["2 seeds", "2 seeds, 1 unfinished"]
+    alone = of("whole-0", "eight-steps", images=0)["comparisons"][0]  # a choice, which the configuration tells
+    assert alone["incomplete"] == [] and "max_steps" in alone["configuration"]
 
 
 def test_no_difference_is_said_with_the_images_that_would_show_it(here):
@@ -264,6 +326,67 @@ def test_of_evaluations_only_that_of_the_best_is_chosen_and_the_way_to_test_scor
         "IDs of these evaluations"
     ]
     assert not any("used to choose" in note for note in of(other, "weak-0", which="last")["notes"])
+
+
+def test_the_way_to_test_scores_what_is_not_scored_there_and_names_runs_by_id(here, tmp_path):
+    best = {"best": {"name": "epoch-001"}}
+    (tmp_path / "more").mkdir()
+    first, second = (
+        keep_run("twin", folder, experiment="twins", share=0.6, seed=seed, progress=best)
+        for seed, folder in enumerate((tmp_path, tmp_path / "more"))
+    )
+
+    def way(*runs, **options):
+        (said,) = (note for note in of(*runs, images=0, **options)["notes"] if "used to choose" in note)
+        return said.partition("On test nothing was chosen: ")[2]
+
+    def on(split, run, checkpoint="epoch-001"):
+        return keep_evaluation(run, checkpoint, tmp_path, share=0.6, split=split)
+
+    on("test", second, "epoch-002")  # not the checkpoint that is compared
+    both, score = f"python compare.py {first} {second} --split test", f"python evaluate.py --run {second} --split test"
+    assert way(first, second) == f"for run in {first} {second}; do {score.replace(second, '$run')}; done; {both}"
+    on_test = [on("test", first)]
+    assert way(first, second) == f"{score}; {both}"
+    of_val = on("val", first), on("val", second)
+    assert way(*of_val) == (
+        f"{score} --which epoch-001; then python compare.py with the IDs of these evaluations and {on_test[0]}"
+    )
+    on_test.append(on("test", second))
+    assert way(first, second) == both
+    assert way(second, against=(first,)) == f"python compare.py {second} --against {first} --split test"
+    assert way(*of_val, common_images=True) == f"python compare.py {' '.join(on_test)} --common-images"
+    with pytest.raises(ConfigError) as error:
+        of(of_val[0], on_test[1])
+    assert f"different splits, where AP does not compare: {of_val[0]} on val, {on_test[1]} on test." in str(error.value)
+    assert of(on_test[0], second)["split"] == "test"
+    with pytest.raises(ConfigError) as error:
+        of(*of_val, split="test")
+    assert str(error.value).splitlines()[1] == (
+        f"  {of_val[1]} is an evaluation on val, not on --split test. The same on test: {score} --which epoch-001"
+    )
+
+
+def test_an_experiment_of_one_run_has_nothing_to_compare(here, tmp_path):
+    run_id = keep_run("lonely", tmp_path, experiment="single", share=0.6, seed=0)
+    keep_run("unfinished", tmp_path, experiment="single", share=0.6, seed=1, status="RUNNING")
+    with pytest.raises(WorkspaceError, match=rf"One run of experiment 'single' .*lonely .*--from-run {run_id} with"):
+        of(experiment="single")
+
+
+def test_where_groups_are_of_one_seed_each_it_is_the_seed_that_differs(here, tmp_path):
+    for seed in (1, 2):
+        for augmentation in ("flip", "none")[:seed]:
+            about = {"seed": seed, "augmentation": augmentation, "experiment": "by-seed"}
+            keep_run(f"{augmentation}-{seed}", tmp_path, share=0.4 + 0.2 * seed, **about)
+    report = of(experiment="by-seed", group_by="seed", images=0)
+    assert [side["label"] for side in report["sides"]] == ["seed 2", "seed 1"]
+    assert report["comparisons"][0]["configuration"] == {
+        "seed": (["2"], ["1"]),
+        "augmentation": (["flip", "none"], ["flip"]),
+    }
+    told = [note for note in report["notes"] if note.startswith("the runs of")]
+    assert told == ["the runs of seed 2 differ in other things than the seed: --augmentation flip, none"]
 
 
 def test_an_experiments_groups_are_ranked(here, capfd):
@@ -435,7 +558,9 @@ def test_it_is_logged_with_figures_and_is_no_training(here, run_script, tmp_path
     assert report["comparisons"][0]["verdict"] in (tmp_path / "out" / "report.md").read_text()
     assert {"report.md", "report.json"} <= {file.path for file in store.client.list_artifacts(run_id)}
     note = run.tags[NOTE]
-    assert note.startswith(report["comparisons"][0]["verdict"])
+    links, verdict = note.splitlines()[:2]
+    assert links.startswith("[Figures](#/") and verdict == report["comparisons"][0]["verdict"]
+    assert "- configuration: --lr 0.01 → 0.02\n" in note and "- code: the same commit, 0000000000\n" in note
     assert f"/runs/{run_id}/artifacts/figures/differences.png?" in note
     for name, side in zip(("weak-0", "strong-0"), report["sides"], strict=True):
         assert f"[{name}](#/experiments/{run.experiment_id}/runs/{side['runs'][0]['run_id']}?" in note
@@ -535,6 +660,11 @@ def test_the_two_newest_that_detected_in_the_same_images_are_found(here, tmp_pat
     keep_run("between", tmp_path, share=0.8, seed=9, digest="8")
     newer = keep_run("newer", tmp_path, share=0.8, seed=9, digest="7")
     assert newest_two(store, None, None) == newest_two(store, "cells", "val", "last") == (older, newer)
+    going = keep_run("still-going", tmp_path, share=0.8, seed=9, digest="7", status="RUNNING")
+    other = keep_run("also-going", tmp_path, share=0.8, seed=9, digest="10", experiment="going", status="RUNNING")
+    assert newest_two(store, None, None) == (older, newer)
+    newest = keep_run("newest", tmp_path, share=0.8, seed=9, digest="10", experiment="going")
+    assert newest_two(store, "going", None) == (other, newest) and going not in newest_two(store, "cells", None)
     with pytest.raises(WorkspaceError, match=r"the same test\. Score two: python evaluate.py --run RUN --split test"):
         newest_two(store, "cells", "test")
     with pytest.raises(RunUnknown, match="nowhere"):

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,12 +49,32 @@ def contents_of(store: Any, run_id: str | None, fingerprint: str | None = None) 
         return {}
 
 
-def trained_on(images: Mapping[str, str], *known: Mapping[str, Mapping[str, str]]) -> tuple[list[str], set[str]]:
-    """(names of the split's images that are in train of what a run knew, which of those as converted images)."""
-    seen = set.union(*(fingerprint.images_in(contents, "train") for contents in known))
-    same = {name for name, digest in fingerprint.images_of(images).items() if digest in seen}
-    alike = set.union(*(fingerprint.converted(images, contents.get("train", {})) for contents in known)) - same
-    return [name for name in images if name in same | alike], alike
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """The images of a split that are in train of what a run knew."""
+
+    names: list[str]
+    converted: set[str]  # of these, with other bytes
+    is_all: bool  # False where others, without objects, may have been converted, too: that cannot be told
+
+    @property
+    def count(self) -> str:
+        """How many, in words."""
+        return f"{'' if self.is_all else 'at least '}{len(self.names)}"
+
+
+def trained_on(images: Mapping[str, str], *known: Mapping[str, Mapping[str, str]]) -> Seen:
+    """Which of a split's images (data.fingerprint.contents) are in train of what a run knew, as they are or converted.
+
+    Images without objects are not known again where they were converted. Where others were, there may be such.
+    """
+    trained = [contents.get("train", {}) for contents in known]
+    digests = set.union(*(fingerprint.images_in(contents, "train") for contents in known))
+    same = {name for name, digest in fingerprint.images_of(images).items() if digest in digests}
+    alike = set.union(*(fingerprint.converted(images, train) for train in trained)) - same
+    untold = set.union(*(fingerprint.possibly_converted(images, train) for train in trained)) - same
+    names = [name for name in images if name in same | alike]
+    return Seen(names=names, converted=alike, is_all=not (alike and untold))
 
 
 def keeping_split(store: Any, run_id: str) -> str:

@@ -249,13 +249,13 @@ def require_same_steps(saved: dict[str, Any], plan: Plan, data: DetectionData, s
     if before != plan.steps_per_epoch:
         val, run_id = data.contents["val"], saved["run_id"]
         known = [changes.contents_of(store, run_id, each) for each in (None, saved["dataset"].get("fingerprint"))]
-        seen, _ = changes.trained_on(val, *known)
-        leak = f"{len(seen)} of val's {len(val)} images were trained on; {changes.keeping_split(store, run_id)}"
+        seen = changes.trained_on(val, *known)
+        leak = f"{seen.count} of val's {len(val)} images were trained on; {changes.keeping_split(store, run_id)}"
         raise workspace.WorkspaceError(
             f"An epoch had {before} steps and has {plan.steps_per_epoch} with today's data: the run cannot continue "
             f"({changes.of_data(saved, data, store)}). Put the data back as they were, or "
             f"start a new one from its weights: python train.py --weights {run_id} --data …"
-            + (f" ({leak})" if seen else "")
+            + (f" ({leak})" if seen.names else "")
         )
     if saved["step"] > plan.last_step:
         raise workspace.WorkspaceError(f"The run is at step {saved['step']} already, past step {plan.last_step}")

@@ -183,10 +183,10 @@ def trained_on(runs: Sequence[Detected], image_names: Sequence[str]) -> list[str
         compared |= {name: of_split[name] for name in image_names if name in of_split}
     notes = []
     for run, known in zip(runs, contents, strict=True):
-        seen, _ = changes.trained_on(compared, known)
-        if seen:
+        seen = changes.trained_on(compared, known)
+        if seen.names:
             notes.append(
-                f"{run.run.name} ({run.run.run_id[:8]}) was trained on {len(seen)} of these {len(image_names)} images, "
-                "which flatters it"
+                f"{run.run.name} ({run.run.run_id[:8]}) was trained on {seen.count} of these {len(image_names)} "
+                "images, which flatters it"
             )
     return notes

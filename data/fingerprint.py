@@ -52,11 +52,23 @@ def converted(now: Mapping[str, str], before: Mapping[str, str]) -> set[str]:
     return {name for name, key in _annotated(now).items() if key in were}
 
 
+def possibly_converted(now: Mapping[str, str], before: Mapping[str, str]) -> set[str]:
+    """Of one split's contents the names of images without objects whose paths `before` has such images of.
+
+    Whether they are those converted cannot be told: nothing but the path is the same.
+    """
+    paths = {_path(name) for name, value in before.items() if value.partition(" ")[2] == NO_OBJECTS}
+    return {name for name, value in now.items() if value.partition(" ")[2] == NO_OBJECTS and _path(name) in paths}
+
+
+def _path(name: str) -> str:
+    """Without the suffix."""
+    return str(PurePosixPath(name).with_suffix(""))
+
+
 def _annotated(contents: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """{name: (its path without the suffix, the digest of its annotations)} of the images with objects."""
-    keys = {
-        name: (str(PurePosixPath(name).with_suffix("")), value.partition(" ")[2]) for name, value in contents.items()
-    }
+    keys = {name: (_path(name), value.partition(" ")[2]) for name, value in contents.items()}
     return {name: key for name, key in keys.items() if key[1] not in ("", NO_OBJECTS)}  # "": not kept at that time
 
 

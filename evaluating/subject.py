@@ -147,11 +147,12 @@ def notes_on_data(
     images = contents({split: data.records(split)}, data.classes)[split]
     if not said and images and set(images_of(images).values()) == images_in(known, split):
         said.append(f"note: these are the images of the {split!r} that training knew, otherwise annotated")
-    seen, converted = changes.trained_on(images, first, known)
-    if seen:
-        shown = ", ".join(seen[:3]) + (", …" if len(seen) > 3 else "")
-        shown += f" ({len(converted)} with other bytes, as converted images: the same path and boxes)" * bool(converted)
-        said.append(f"note: {len(seen)} of these {len(images)} images were trained on, which flatters it: {shown}")
+    seen = changes.trained_on(images, first, known)
+    if seen.names:
+        shown = ", ".join(seen.names[:3]) + (", …" if len(seen.names) > 3 else "")
+        if seen.converted:
+            shown += f" ({len(seen.converted)} with other bytes, as converted images: the same path and boxes)"
+        said.append(f"note: {seen.count} of these {len(images)} images were trained on, which flatters it: {shown}")
         trained_with = DataOptions.of(checkpoint["config"])
         given = {"--split-by": trained_with.split_by, "--splits": trained_with.splits}
         own = " ".join(f"{flag} {shlex.quote(value)}" for flag, value in given.items() if value)

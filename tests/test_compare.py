@@ -23,6 +23,7 @@ from compare import CompareConfig
 from comparing import changed_images, formats, words
 from comparing.runs import newest_two
 from comparing.same_images import same_images
+from data.fingerprint import NO_OBJECTS
 from evaluate import EvaluateConfig
 from metrics import coco_ground_truth, coco_results
 from metrics.errors import WRONG
@@ -535,10 +536,15 @@ def test_images_that_a_run_was_trained_on_are_told_however_they_are_annotated(he
     of_before = {"train": {f"copy{number}.png": f"{number:016x}" for number in range(2)}, "val": seen}
     others = {"train": {f"copy{number}.png": f"{number:016x} 2" for number in range(3)}, "val": seen}
     converted = {"train": {f"{name.rpartition('.')[0]}.bmp": f"f{name} 1" for name in NAMES[:4]}, "val": seen}
-    for count, contents in ((2, of_before), (3, others), (4, converted)):
-        leaky = keep_run(f"leaky-{count}", here, share=0.9, seed=2, contents=contents)
+    empty = {name: f"{value[:16]} {NO_OBJECTS if name == NAMES[0] else 1}" for name, value in seen.items()}
+    doubtful = {
+        "train": {f"{name[:2]}.bmp": f"f{value}" for name, value in list(empty.items())[:6]},
+        "val": empty,
+    }
+    for count, contents in (("2", of_before), ("3", others), ("4", converted), ("at least 5", doubtful)):
+        leaky = keep_run(f"leaky-{count[-1]}", here, share=0.9, seed=2, contents=contents)
         told = [line for line in of(honest, leaky)["notes"] if "was trained on" in line]
-        assert told == [f"leaky-{count} ({leaky[:8]}) was trained on {count} of these 30 images, which flatters it"]
+        assert told == [f"leaky-{count[-1]} ({leaky[:8]}) was trained on {count} of these 30 images, which flatters it"]
 
 
 def test_it_is_logged_with_figures_and_is_no_training(here, run_script, tmp_path):

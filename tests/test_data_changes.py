@@ -157,7 +157,7 @@ def test_images_that_were_converted_were_trained_on_if_their_annotations_are_the
     train.write_text(json.dumps(content))
     data = open_data(folder)
     was, way = notes_on_data(store, checkpoint, data, "train", is_own=False)
-    assert was.startswith("note: 3 of these 8 images were trained on, which flatters it: train/00002.bmp, ")
+    assert was.startswith("note: at least 3 of these 8 images were trained on, which flatters it: train/00002.bmp, ")
     assert was.endswith(" (3 with other bytes, as converted images: the same path and boxes)")
     assert notes_on_data(store, checkpoint, data, "test", is_own=False) == []
     plan = prepare.make_plan(resuming.config_of(checkpoint), batches_per_epoch=99)
@@ -165,10 +165,28 @@ def test_images_that_were_converted_were_trained_on_if_their_annotations_are_the
         prepare.require_same_steps(checkpoint, plan, data, store)
     data.splits["val"] = data.splits["train"]  # as where a val is made of what was converted
     with pytest.raises(
-        WorkspaceError, match=r"3 of val's 8 images were trained on; --splits .* mlflow artifacts"
+        WorkspaceError, match=r"at least 3 of val's 8 images were trained on; --splits .* mlflow artifacts"
     ) as no:
         prepare.require_same_steps(checkpoint, plan, data, store)
     assert way.removeprefix("note: ") in str(no.value)
+
+
+@pytest.mark.parametrize(
+    ("empty", "other", "count"),
+    [
+        ({"train/empty.bmp": "f3"}, "f1", "at least 1"),  # may be the image that was trained on, or another
+        ({"train/empty.png": "3"}, "f1", "2"),
+        ({"train/else.bmp": "f3"}, "f1", "1"),
+        ({}, "f1", "1"),
+        ({"train/empty.bmp": "f3"}, "1", "1"),  # nothing else was converted
+        ({"train/empty.bmp": "f3"}, "f9", "0"),
+    ],
+)
+def test_images_without_objects_that_may_have_been_converted_make_the_number_the_least(empty, other, count):
+    trained = {"train/a.png": "1 x", "train/empty.png": f"3 {fingerprint.NO_OBJECTS}"}
+    name = "train/a.bmp" if other != "f9" else "train/b.bmp"
+    now = {name: f"{other} x"} | {name: f"{value} {fingerprint.NO_OBJECTS}" for name, value in empty.items()}
+    assert changes.trained_on(now, {"train": {}}, {"train": trained}).count == count
 
 
 def test_a_run_goes_on_with_its_splits_file_at_another_place_if_the_data_are_the_same(

@@ -76,7 +76,7 @@ class EvaluateConfig(DataOptions):
     output: commandline.File = None
     """Folder for detections.json and ground_truth.json (COCO), metrics.json and figures/."""
     worst: int = 6
-    """Images with the most errors to name and draw, nine a page: figures/worst_images.jpg, _2.jpg …; 0: none."""
+    """Images with most errors at the best threshold to name and draw: figures/worst_images.jpg, _2.jpg …; 0: none."""
     expect_run: commandline.Text = None
     """Fail (exit code 1) where this RUN's checkpoint has other scores in MLflow: is what was restored the run's?"""
     tolerance: commandline.Float = None
@@ -167,12 +167,9 @@ def reported(
         place, pictures = (config.output or Path(folder)) / "figures", []
         if config.output is not None or not config.no_log:
             pictures += evaluation_report.draw(analysis, report, place)
-            shown_score = analysis.confusion_threshold
             told = report["errors"], analysis.errors, *coco
             by_id = {record.image_id: record for record in scene.records}
-            pictures += error_report.draw(
-                *told, lambda image: load_image(by_id[image["id"]]), place, shown_score=shown_score
-            )
+            pictures += error_report.draw(*told, lambda image: load_image(by_id[image["id"]]), place)
         if not config.no_log:
             try:
                 report |= log(store, report, subject, scene, pictures, scored)

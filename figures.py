@@ -11,8 +11,14 @@ import numpy as np
 
 LEGIBLE = 400  # pixels on the longer side: below it a drawn word cannot be read
 PADDING = 3  # pixels around a label's text
+LETTER_PIXELS = 22  # height of OpenCV's letters at a scale of 1
+SMALLEST_TEXT = 0.33  # scale at which they can still be read
+SMALL_BOX = 32  # pixels of the shorter side
+TITLE_SIZES = range(16, 10, -1)  # of letters, the largest that has room
 TITLE_PIXELS, GAP_PIXELS, SWATCH_PIXELS = 28, 8, 14
 LONGEST_SIDE = 640  # pixels of a picture beside others
+LONGEST_CROWD = 960  # where half the boxes were below SMALL_BOX else
+NARROWEST = 360  # pixels of a picture under a title
 LONGEST_LABEL = 22  # characters beside a picture's curves
 MOST_CURVES = 16  # in one picture
 LEGIBLE_CELLS = 41  # classes of a matrix up to which its numbers can be read
@@ -39,7 +45,8 @@ def corners(bboxes: Sequence[Sequence[float]]) -> np.ndarray:
 def draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, texts: list[str]) -> np.ndarray:
     """Boxes (N, 4) xyxy in absolute pixels, coloured by label, and texts, on a copy of `image` (H, W, 3) uint8 RGB.
 
-    An empty text is not drawn. A small image is drawn enlarged by a whole factor.
+    An empty text is not drawn. A small image is drawn enlarged by a whole factor; of small boxes lines and letters are
+    small too.
     """
     import supervision
 
@@ -49,8 +56,10 @@ def draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, texts: list[s
     drawn = image.repeat(factor, axis=0).repeat(factor, axis=1)
     found = supervision.Detections(xyxy=boxes.reshape(-1, 4) * float(factor), class_id=labels.astype(int))
     size = drawn.shape[1::-1]
-    thickness = supervision.calculate_optimal_line_thickness(size)
-    scale = supervision.calculate_optimal_text_scale(size)
+    side = _usual_side(found.xyxy)
+    thickness = 1 if side < SMALL_BOX else supervision.calculate_optimal_line_thickness(size)
+    largest = supervision.calculate_optimal_text_scale(size)
+    scale = max(SMALLEST_TEXT, min(largest, side / 3 / LETTER_PIXELS))  # three lines of letters are as high as a box
     drawn = supervision.BoxAnnotator(colors, thickness=thickness).annotate(drawn, found)
     # supervision's own smart_position would spread the labels, which leave their boxes then and jump in a video.
     found.xyxy[:, :2] = _corners_inside(found.xyxy[:, :2], texts, scale, size)
@@ -58,6 +67,11 @@ def draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, texts: list[s
     return supervision.LabelAnnotator(colors, text_scale=scale, text_padding=PADDING).annotate(
         drawn, found[named], labels=[text for text in texts if text]
     )
+
+
+def _usual_side(boxes: np.ndarray) -> float:
+    """The pixels that the shorter side of half the boxes (N, 4) xyxy is below; of none it is infinite."""
+    return float(np.median((boxes[:, 2:] - boxes[:, :2]).min(axis=1))) if len(boxes) else math.inf
 
 
 def tab10() -> list[tuple[int, int, int]]:
@@ -84,8 +98,16 @@ def _corners_inside(corners: np.ndarray, texts: list[str], scale: float, size: t
 
 
 def marked(image: np.ndarray, titled: Mapping[str, Marks]) -> np.ndarray:
-    """An image (H, W, 3) uint8 RGB once a title, at most LONGEST_SIDE pixels long, with the boxes of that title."""
-    image, scale = resized(image, LONGEST_SIDE) if max(image.shape[:2]) > LONGEST_SIDE else (image, 1.0)
+    """An image (H, W, 3) uint8 RGB once a title, at most LONGEST_SIDE pixels long, with the boxes of that title.
+
+    It is as long as LONGEST_CROWD where boxes would be small otherwise, but for tiny images, which `draw` enlarges.
+    """
+    longest, scale = max(image.shape[:2]), 1.0
+    side = _usual_side(np.concatenate([marks.boxes for marks in titled.values()]))
+    if 3 * longest >= LONGEST_CROWD and side * min(1, LONGEST_SIDE / longest) < SMALL_BOX:
+        image, scale = resized(image, LONGEST_CROWD)
+    elif longest > LONGEST_SIDE:
+        image, scale = resized(image, LONGEST_SIDE)
     return panels(
         {title: draw(image, marks.boxes * scale, marks.labels, marks.texts) for title, marks in titled.items()}
     )
@@ -94,7 +116,7 @@ def marked(image: np.ndarray, titled: Mapping[str, Marks]) -> np.ndarray:
 def panels(titled: Mapping[str, np.ndarray]) -> np.ndarray:
     """Pictures (H, W, 3) uint8 RGB of one size, each under its title: wide ones in a column, others in a row."""
     height, width = next(iter(titled.values())).shape[:2]
-    whole = [under_title(text, picture) for text, picture in titled.items()]
+    whole = [under_title(text, widened(picture, max(width, NARROWEST))) for text, picture in titled.items()]
     return side_by_side(whole, axis=0 if width > height else 1)
 
 
@@ -124,12 +146,28 @@ def write(picture: np.ndarray, path: Path) -> None:
 
 
 def under_title(title: str, picture: np.ndarray) -> np.ndarray:
-    """A picture (H, W, 3) uint8 RGB below its title, of which as much is seen as the width has room for."""
-    from PIL import Image, ImageDraw, ImageFont
+    """A picture (H, W, 3) uint8 RGB below the lines of its title, in letters as large as the width has room for.
 
-    strip = Image.new("RGB", (picture.shape[1], TITLE_PIXELS), "white")
-    ImageDraw.Draw(strip).text((4, TITLE_PIXELS // 2), title, "black", ImageFont.load_default(16), anchor="lm")
+    Of a line that is too long for it in the smallest letters too the end is seen, as names differ there.
+    """
+    from PIL import Image, ImageDraw
+
+    lines, width = title.split("\n"), picture.shape[1]
+    strip = Image.new("RGB", (width, len(lines) * TITLE_PIXELS), "white")
+    for number, line in enumerate(lines):
+        text, font = _fitting(line, width - 8)
+        ImageDraw.Draw(strip).text((4, (number + 0.5) * TITLE_PIXELS), text, "black", font, anchor="lm")
     return np.concatenate([np.asarray(strip), picture])
+
+
+def _fitting(line: str, width: int) -> tuple[str, Any]:
+    """As much of the line as the width has room for, and the PIL font that it is written in."""
+    from PIL import ImageFont
+
+    fonts = [ImageFont.load_default(size) for size in TITLE_SIZES]
+    font = next((font for font in fonts if font.getlength(line) <= width), fonts[-1])
+    ends = (f"…{line[at:]}" if at else line for at in range(len(line)))
+    return next((end for end in ends if font.getlength(end) <= width), ""), font
 
 
 def under_legend(meanings: Mapping[str, int], picture: np.ndarray) -> np.ndarray:
@@ -148,12 +186,17 @@ def under_legend(meanings: Mapping[str, int], picture: np.ndarray) -> np.ndarray
     return np.concatenate([np.asarray(strip), picture])
 
 
-def error_bars(errors: Mapping[str, tuple[float, int]], colors: Sequence[int], path: Path) -> None:
-    """What each kind of error costs and how often it is, as bars in a PNG file; `colors` are those of `draw`."""
+def error_bars(errors: Mapping[str, tuple[float, int]], colors: Sequence[int], path: Path, *, counted: str) -> None:
+    """What each kind of error costs and how often it is, as bars in a PNG file; `colors` are those of `draw`.
+
+    `counted` says which are counted.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 1 + 0.4 * len(errors)), layout="constrained")
-    axes = figure.add_subplot(xlabel="AP50 gained without these errors", xmargin=0.2)
+    axes = figure.add_subplot(xmargin=0.2)
+    axes.set_xlabel(f"AP50 gained without these errors\n(in brackets their number {counted})")
+
     costs = [cost for cost, _ in errors.values()]
     bars = axes.barh(list(errors), costs, color=[f"C{color}" for color in colors], height=0.7)
     axes.bar_label(bars, [f" {cost:.3f}  ({count})" for cost, count in errors.values()])

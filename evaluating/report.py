@@ -62,13 +62,19 @@ def analyse(
     replicates: int,
     seed: int,
     worst: int = 0,
+    score_threshold: float | None = None,
 ) -> Analysis:
-    """COCO ground truth and results, analysed; without replicates no intervals; so many of the worst images named."""
+    """COCO ground truth and results, analysed; without replicates no intervals; so many of the worst images named.
+
+    The confusion matrix and the worst images are of the detections from `score_threshold` on; None: from that of the
+    highest F1 on.
+    """
     matches = metrics.match(ground_truth, results)
     curve = metrics.threshold_curve(matches, iou=IOU)
     best = curve.best()
-    threshold = best["score_threshold"] if best else UNDETECTED_THRESHOLD
-    names, counts = metrics.confusion(ground_truth, results, score_threshold=threshold, iou=IOU)
+    if score_threshold is None:
+        score_threshold = best["score_threshold"] if best else UNDETECTED_THRESHOLD
+    names, counts = metrics.confusion(ground_truth, results, score_threshold=score_threshold, iou=IOU)
     by_class = {name: metrics.threshold_curve(matches, name, iou=IOU).best() for name in matches.classes}
     errors = error_analysis.analyse(ground_truth, results)
     return Analysis(
@@ -77,11 +83,11 @@ def analyse(
         best=best,
         best_per_class={name: each for name, each in by_class.items() if each},
         precision_by_recall={iou: metrics.precision_by_recall(matches, iou=iou) for iou in CURVES_AT},
-        confusion_threshold=threshold,
+        confusion_threshold=score_threshold,
         confusion_names=names,
         confusion=counts,
         errors=errors,
-        errors_told=error_report.in_report(errors, ground_truth, results, worst=worst),
+        errors_told=error_report.in_report(errors, ground_truth, results, worst=worst, shown_score=score_threshold),
     )
 
 

@@ -104,23 +104,28 @@ class Errors:
         """How many detections, or objects, are of this kind."""
         return int(self.missed.sum() if kind == Kind.MISSED else (self.kind == kind).sum())
 
-    def unfound(self) -> np.ndarray:
-        """(annotations,) bool, in the order given: objects that no detection found, missed or otherwise."""
+    def unfound(self, score: float = -np.inf) -> np.ndarray:
+        """(annotations,) bool, in the order given: objects that no detection of this score or more found.
+
+        A detection is given its object before those of lower scores, so these change neither that nor any kind.
+        """
         is_object = np.zeros(len(self.found_at), dtype=bool)
         is_object[self.there.place] = self._is_object
-        return is_object & np.isnan(self.found_at)
+        return is_object & ~(self.found_at >= score)  # NaN is not
 
-    def worst(self, count: int) -> dict[int, float]:
-        """The worst images first: by id, the scores of the wrong detections plus the number of objects not found.
+    def worst(self, count: int, score: float) -> dict[int, tuple[int, int]]:
+        """The worst images first: by id, how many detections of this score or more are wrong, and objects not found.
 
-        Images without an error are never among them.
+        The sum of the two decides, of equal ones the sum of the wrong detections' scores. Images without an error are
+        never among them.
         """
-        wrong = np.isin(self.kind, WRONG)
+        wrong = np.isin(self.kind, WRONG) & (self.found.value >= score)
         images = len(self.image_ids)
-        weights = np.bincount(self.found.image[wrong], self.found.value[wrong], images)
-        weights += np.bincount(self.there.image[self.unfound()[self.there.place]], minlength=images)
-        order = np.argsort(-weights, kind="stable")[:count]
-        return {self.image_ids[index]: float(weights[index]) for index in order if weights[index] > 0}
+        counts = np.bincount(self.found.image[wrong], minlength=images)
+        unfound = np.bincount(self.there.image[self.unfound(score)[self.there.place]], minlength=images)
+        scores = np.bincount(self.found.image[wrong], self.found.value[wrong], images)
+        order = np.lexsort((-scores, -(counts + unfound)))[:count]
+        return {self.image_ids[at]: (int(counts[at]), int(unfound[at])) for at in order if counts[at] + unfound[at]}
 
     @property
     def _is_object(self) -> np.ndarray:

@@ -42,12 +42,19 @@ def test_evaluate_tells_writes_and_logs_the_errors(trained, run_here, pictures, 
     worst = [errors.image_ids.index(one["image_id"]) for one in told["worst_images"]]
     assert len(set(worst)) == 4
     for one in told["worst_images"]:
-        kinds = [
-            Kind(kind) for each, kind in zip(results, errors.kinds, strict=True) if each["image_id"] == one["image_id"]
+        drawn = [
+            Kind(kind)
+            for each, kind in zip(results, errors.kinds, strict=True)
+            if each["image_id"] == one["image_id"] and each["score"] >= report["confusion"]["score_threshold"]
         ]
-        assert sum(one["kinds"].values()) - one["kinds"].get("missed", 0) == len(kinds) - kinds.count(Kind.HIT)
+        assert sum(one["kinds"].values()) == one["wrong"] == len(drawn) - drawn.count(Kind.HIT)
+        there = sum(each["image_id"] == one["image_id"] for each in ground_truth["annotations"])
+        assert one["not_found"] == there - drawn.count(Kind.HIT)
+    lowest = min(each["score"] for each in results)
+    said = f"that each kind costs and how many there are at any score, from {lowest:.2g} on:"
+    assert said in "\n".join(error_report.lines(told))
 
-    width, height = 4 * 128 + figures.GAP_PIXELS, 2 * (4 * 96 + figures.TITLE_PIXELS + figures.GAP_PIXELS)
+    width, height = 4 * 128 + figures.GAP_PIXELS, 2 * (4 * 96 + 2 * figures.TITLE_PIXELS + figures.GAP_PIXELS)
     in_rows = pixels(out / "figures" / "worst_images.jpg")  # three in the first row, one in the second
     legend = figures.under_legend(error_report.LEGEND, np.zeros((0, 3 * width, 3), np.uint8))
     assert in_rows.shape == (len(legend) + 2 * (height + figures.GAP_PIXELS), 3 * width, 3)
@@ -95,10 +102,10 @@ def test_errors_are_written_on_their_boxes_and_hits_are_not(case, pictures):
     record, ground_truth, results, errors = case
     assert [Kind(kind) for kind in errors.kinds] == [Kind.HIT, Kind.BACKGROUND, Kind.BACKGROUND]
     grey = np.full((record.height, record.width, 3), 128, np.uint8)
-    picture = error_report.picture(grey, ground_truth["images"][0], errors, ground_truth, results)
+    picture = error_report.picture(grey, ground_truth["images"][0], errors, ground_truth, results, 0.5)
     middle = picture.shape[0] // 2
     truth, found = picture[:middle], picture[middle:]
-    top = figures.TITLE_PIXELS
+    top = 2 * figures.TITLE_PIXELS
 
     def outline(color, part, x, y):  # of a box whose upper left corner is there, in pixels of the image
         return colored(part, color)[top + 4 * y + 40 : top + 4 * y + 80, 4 * x - 4 : 4 * x + 5].any()
@@ -114,11 +121,11 @@ def test_errors_are_written_on_their_boxes_and_hits_are_not(case, pictures):
 def test_headings_count_what_is_right_wrong_and_not_found(case):
     *_, errors = case
     assert error_report._objects_counted(errors, [0, 1], 0.5) == "1 found, 1 not found"
-    assert error_report._objects_counted(errors, [0, 1], 0.95) == "0 found, 1 below 0.95, 1 not found"
+    assert error_report._objects_counted(errors, [0, 1], 0.95) == "0 found, 2 not found (lower scores find 1)"
     kinds = [Kind(kind) for kind in errors.kinds]
-    assert error_report._detections_counted(kinds, 0) == "1 right, 2 wrong (2 background)"
-    assert error_report._detections_counted(kinds, 5) == "1 right, 2 wrong, 5 more below (2 background)"
-    assert error_report._detections_counted([], 0) == "0 right, 0 wrong"
+    assert error_report._detections_counted(kinds, 0) == "1 right, 2 wrong\n2 background"
+    assert error_report._detections_counted(kinds, 5) == "1 right, 2 wrong, 5 wrong below\n2 background"
+    assert error_report._detections_counted([], 0) == "0 right, 0 wrong\n"
 
 
 def test_many_of_the_worst_are_drawn_on_pages(case, tmp_path):
@@ -133,7 +140,7 @@ def test_many_of_the_worst_are_drawn_on_pages(case, tmp_path):
     def pixels_of(image):
         return None if image["id"] == 1 else np.full((image["height"], image["width"], 3), 128, np.uint8)
 
-    told = error_report.in_report(errors, truth, [], worst=len(records))
+    told = error_report.in_report(errors, truth, [], worst=len(records), shown_score=0.5)
     paths = error_report.draw(told, errors, truth, [], pixels_of, folder)
     assert [path.name for path in paths] == ["errors.png", "worst_images.jpg", "worst_images_2.jpg"]
     assert {path.name for path in folder.iterdir()} == {"worst_images_mine.jpg", *(path.name for path in paths)}
@@ -153,9 +160,9 @@ def test_an_object_found_below_the_shown_score_says_so(case):
     _, ground_truth, results, _ = case
     low = [results[0] | {"score": 0.25}]
     errors = analyse(ground_truth, low)
-    assert error_report._said_of_object(errors, 0, "star", 0, 0.5) == (Kind.HIT, "star, found at 0.25")
+    assert error_report._said_of_object(errors, 0, "star", 0, 0.5) == (Kind.MISSED, "star, found at 0.25")
     assert error_report._said_of_object(errors, 0, "star", 0, 0.2) == (Kind.HIT, "")
-    assert error_report._said_of_object(errors, 1, "star", 0, 0.5) == (Kind.MISSED, "missed star")
+    assert error_report._said_of_object(errors, 1, "star", 0, 0.5) == (Kind.MISSED, "star")
     assert error_report._said_of_object(errors, 1, "star", 1, 0.5) == (Kind.IGNORED, "star, crowd")
 
 
@@ -163,7 +170,7 @@ def test_without_objects_errors_are_told_and_no_costs(case, tmp_path):
     record, ground_truth, results, _ = case
     empty = ground_truth | {"annotations": []}
     errors = analyse(empty, results)
-    told = error_report.in_report(errors, empty, results, worst=6)
+    told = error_report.in_report(errors, empty, results, worst=6, shown_score=0.5)
     paths = error_report.draw(told, errors, empty, results, lambda _: load_image(record), tmp_path / "figures")
     assert [path.name for path in paths] == ["worst_images.jpg"]
     assert told["kinds"]["background"] == {"AP50": None, "count": 3}
@@ -174,7 +181,26 @@ def test_without_errors_nothing_is_worst(case, tmp_path):
     record, ground_truth, results, _ = case
     perfect = [results[0], results[0] | {"bbox": [60, 50, 40, 40]}]
     errors = analyse(ground_truth, perfect)
-    told = error_report.in_report(errors, ground_truth, perfect, worst=6)
+    told = error_report.in_report(errors, ground_truth, perfect, worst=6, shown_score=0.5)
     assert told["worst_images"] == [] and "worst images" not in "\n".join(error_report.lines(told))
     paths = error_report.draw(told, errors, ground_truth, perfect, lambda _: load_image(record), tmp_path / "figures")
     assert [path.name for path in paths] == ["errors.png"]
+
+
+def test_an_object_that_only_a_lower_score_finds_is_drawn_counted_and_named_as_not_found(case):
+    record, ground_truth, results, _ = case
+    results = [results[0] | {"score": 0.4}]
+    errors, grey = analyse(ground_truth, results), np.full((record.height, record.width, 3), 128, np.uint8)
+    told = error_report.in_report(errors, ground_truth, results, worst=6, shown_score=0.5)
+    (one,) = told["worst_images"]
+    assert (one["wrong"], one["not_found"], told["false_negatives"]["count"]) == (0, 2, 1)
+    assert error_report.lines(told)[-1].endswith(f"not found, from score 0.500 on): {record.name} (0 + 2)")
+    for score, drawn in ((0.5, False), (0.4, True)):
+        picture = error_report.picture(grey, ground_truth["images"][0], errors, ground_truth, results, score)
+        assert colored(picture, GREEN).any() == drawn and colored(picture, PINK).any()
+
+
+def test_words_on_narrow_boxes_leave_their_kind_to_the_colour():
+    each = {"category_id": 1, "score": 0.9, "bbox": [0, 0, 20, 20]}
+    said = [error_report._said_of_detection(Kind.BACKGROUND, {1: "star"}, each, width) for width in (100, 400)]
+    assert said == ["background: star 0.90", "star 0.90"]

@@ -92,3 +92,17 @@ def test_figures_of_two_hundred_classes_are_drawn(tmp_path):
     analysis, report = reported(records, detections, classes)
     for path in evaluation_report.draw(analysis, report, tmp_path):
         assert max(cv2.imread(str(path)).shape) < 8000
+
+
+@pytest.mark.parametrize(("score", "seen"), [(None, 1), (0.5, 1), (0.2, 2), (0.95, 0)])
+def test_a_threshold_of_ones_own_is_that_of_the_confusion_matrix_and_the_worst_images(score, seen):
+    """A cat found at 0.9, a dog at 0.3 where nothing is."""
+    truth = coco_ground_truth([image(1, [A], [1])], ("cat", "dog"))
+    results = coco_results([found(1, [A, [60, 60, 70, 70]], [1, 2], [0.9, 0.3])])
+    analysis = evaluation_report.analyse(truth, results, replicates=0, seed=0, worst=1, score_threshold=score)
+    assert analysis.confusion_threshold == pytest.approx(score or 0.9)
+    assert analysis.confusion[:, :2].sum() == seen
+    kinds = {1: [], 2: [(1, 0)], 0: [(0, 1)]}[seen]
+    told = analysis.errors_told
+    assert [(one["wrong"], one["not_found"]) for one in told["worst_images"]] == kinds
+    assert told["kinds"]["background"]["count"] == 1 and told["lowest_score"] == pytest.approx(0.3)

@@ -64,3 +64,48 @@ def test_a_legend_has_each_colour_above_the_picture(width):
         there = (strip == color).all(axis=-1)
         assert there.sum() == (figures.SWATCH_PIXELS + 1) ** 2
     assert (strip < 100).all(axis=-1).any()  # words
+
+
+def test_a_title_is_written_as_large_as_it_fits_and_of_too_long_a_name_the_end_is_seen():
+    for line, whole in (
+        ("a.png", True),
+        ("detections from score 0.500 on: 3 right, 2 wrong", True),
+        ("a/" * 99, False),
+    ):
+        text, font = figures._fitting(line, 300)
+        assert font.getlength(text) <= 300 and (text == line) == whole
+    assert text.startswith("…") and line.endswith(text[1:]) and len(text) > 40
+    assert figures._fitting("a.png", 300)[1].size > figures._fitting("a" * 40, 300)[1].size
+    assert figures._fitting("a.png", 0)[0] == ""
+    picture = np.full((10, 200, 3), 7, np.uint8)
+    whole = figures.under_title("a\nb", picture)
+    strips = whole[: figures.TITLE_PIXELS], whole[figures.TITLE_PIXELS : -10]
+    assert (whole[-10:] == picture).all() and all((strip < 100).any() for strip in strips)
+
+
+def test_labels_of_small_boxes_are_small_and_lines_thin(pictures):
+    """Of ten pixels in an image of 600; the label is less than half of what it is on a large box."""
+    inked, lines = {}, {}
+    for side in (10, 200):
+        image, result = drawn(600, 600, [[300, 300, 300 + side, 300 + side]], [1], ["aeroplane 0.50"])
+        _, without = drawn(600, 600, [[300, 300, 300 + side, 300 + side]], [1], [""])
+        inked[side] = (result != without).any(axis=2).sum()
+        lines[side] = (without[300 + side // 2] != image[0]).any(axis=1).sum()  # the left and the right one
+    assert 2 == lines[10] < lines[200]
+    assert 500 < inked[10] < inked[200] / 2
+
+
+def test_images_of_small_boxes_are_drawn_larger_beside_each_other(pictures):
+    def width(length: int, side: int) -> int:
+        boxes = np.array([[10, 10, 10 + side, 10 + side]])
+        image = np.zeros((length // 2, length, 3), np.uint8)
+        return figures.marked(image, {"a": figures.Marks(boxes, np.array([1]), [""])}).shape[1]
+
+    assert (width(500, 100), width(500, 10), width(1000, 100), width(1000, 40)) == (500, 960, 640, 960)
+    assert width(100, 5) == 400
+
+
+def test_narrow_pictures_have_room_for_their_title(pictures):
+    image = np.zeros((500, 100, 3), np.uint8)
+    marks = figures.Marks(np.zeros((0, 4)), np.zeros(0), [])
+    assert figures.marked(image, {"a": marks, "b": marks}).shape[1] == 2 * (figures.NARROWEST + figures.GAP_PIXELS)

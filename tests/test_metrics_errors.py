@@ -139,26 +139,41 @@ def test_a_class_that_is_never_found_costs_all_of_its_ap_whatever_else_was_detec
 def test_without_an_object_there_is_no_cost_but_errors_are_counted():
     nothing = analyse(truth(), [])
     assert nothing.ap50() is nothing.cost(Kind.BACKGROUND) is nothing.cost_of_false_negatives() is None
-    assert counts(nothing) == nothing.worst(3) == {}
+    assert counts(nothing) == nothing.worst(3, 0) == {}
     errors = analyse(truth(), found((2, CAT, BOX, 0.9)))
     assert errors.cost(Kind.BACKGROUND) is errors.cost_of_false_positives() is None
-    assert counts(errors) == {Kind.BACKGROUND: 1} and errors.worst(3) == {2: pytest.approx(0.9)}
+    assert (
+        counts(errors) == {Kind.BACKGROUND: 1} and errors.worst(3, 0.9) == {2: (1, 0)} and errors.worst(3, 0.91) == {}
+    )
 
 
 def test_without_a_detection_everything_is_missed():
     errors = analyse(truth((1, CAT, BOX), (1, CAT, ELSEWHERE), (2, CAT, BOX, True)), [])
     assert (errors.ap50(), errors.cost(Kind.MISSED)) == (0, 1)
-    assert counts(errors) == {Kind.MISSED: 2} and errors.worst(9) == {1: 2}
+    assert counts(errors) == {Kind.MISSED: 2} and errors.worst(9, 0) == {1: (0, 2)}
 
 
-def test_the_worst_images_have_the_largest_sum_of_wrong_scores_and_unfound_objects():
-    """Image 2: its object is not found and a detection of 0.3 is wrong; 3: two of 0.9 and 0.2; 1 is as it should be."""
+def test_the_worst_images_have_most_wrong_detections_and_unfound_objects_at_the_threshold():
+    """Whatever is below it: forty wrong ones in image 1, whose object is found, and what finds 2's."""
+    low = [(1, CAT, ELSEWHERE, 0.3)] * 40
+    errors = analyse(
+        truth((1, CAT, BOX), (2, CAT, BOX), (3, CAT, BOX), (3, DOG, ELSEWHERE), (5, CAT, BOX)),
+        found((1, CAT, BOX, 0.9), *low, (2, CAT, BOX, 0.4), (3, DOG, BOX, 0.5), (4, CAT, BOX, 0.9), (5, CAT, BOX, 0.5)),
+    )
+    assert errors.worst(5, 0.5) == {3: (1, 2), 4: (1, 0), 2: (0, 1)}
+    assert list(errors.worst(5, 0.5)) == [3, 4, 2]  # of 4 and 2 the one with the higher scores
+    assert list(errors.worst(2, 0.5)) == [3, 4] and errors.worst(0, 0.5) == {}
+    assert list(errors.worst(5, 0)) == [1, 3, 4] and errors.worst(1, 0.91) == {3: (0, 2)}
+    assert errors.unfound(0.5).tolist() == [False, True, True, True, False]
+    assert errors.unfound().tolist() == [False, False, True, True, False]
+
+
+def test_objects_that_nothing_finds_are_told_from_those_that_would_be_if_errors_were_mended():
+    """Image 2's would be found by its localisation."""
     errors = analyse(
         truth((1, CAT, BOX), (2, CAT, BOX), (4, CAT, BOX)),
         found((1, CAT, BOX, 0.1), (2, CAT, QUARTER, 0.3), (3, CAT, BOX, 0.9), (3, DOG, BOX, 0.2)),
     )
-    assert errors.worst(5) == pytest.approx({2: 1.3, 3: 1.1, 4: 1})
-    assert list(errors.worst(5)) == [2, 3, 4] and list(errors.worst(2)) == [2, 3] and errors.worst(0) == {}
     assert errors.unfound().tolist() == [False, True, True] and errors.missed.tolist() == [False, False, True]
 
 
@@ -206,5 +221,10 @@ def test_whatever_the_detections(objects, detections):
     assert sum(errors.count(kind) for kind in Kind) - errors.count(Kind.MISSED) == len(detections)
     assert errors.count(Kind.HIT) + errors.unfound().sum() == len(real)
     assert (errors.unfound() | ~errors.missed).all()
-    wrong = sum(one["score"] for one, kind in zip(results, errors.kinds, strict=True) if kind in WRONG)
-    assert sum(errors.worst(5).values()) == pytest.approx(wrong + errors.unfound().sum())
+    for score in (0, 0.5):
+        above = [one for one in results if one["score"] >= score]
+        alone = analyse(ground_truth, above)
+        kinds = [kind for one, kind in zip(results, errors.kinds, strict=True) if one["score"] >= score]
+        assert kinds == list(alone.kinds) and (errors.unfound(score) == alone.unfound()).all()
+        wrong, unfound = map(sum, zip(*errors.worst(5, score).values(), (0, 0), strict=True))
+        assert (wrong, unfound) == (sum(kind in WRONG for kind in kinds), alone.unfound().sum())

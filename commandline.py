@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -98,8 +99,10 @@ def _refusal(event: refusals.ParseErrorEvent, flags: Sequence[str]) -> str | Non
     """What is wrong with a command line, in our words: tyro's boxes name types and classes. None leaves it to them."""
     if isinstance(event, refusals.UnrecognizedArgs):
         wrong = [word.partition("=")[0] for word in event.tokens if word.startswith("-")]
-        told = f"There is no option {' and no '.join(meant(word, flags) for word in wrong)}"
-        return f"{told if wrong else f'{event.tokens[0]!r} belongs to no option'}. --help lists all"
+        if wrong:
+            return f"There is no option {' and no '.join(meant(word, flags) for word in wrong)}. --help lists all"
+        run = f" (if it is a RUN: --run {shlex.quote(event.tokens[0])})" if "--run" in flags else ""
+        return f"{event.tokens[0]!r} belongs to no option{run}. --help lists all"
     if isinstance(event, refusals.MissingArgs):
         missing = " and ".join(one.arg.lowered.name_or_flags[-1] for one in event.missing_arguments)
         return f"{missing} must be given. --help tells of it"

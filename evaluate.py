@@ -31,6 +31,7 @@ from tracking.errors import StoreError
 
 NOT_AS_EXPECTED = 1  # exit code
 TOLERANCE = 0.001  # of scores in 0..1
+PRECISIONS = {"off": "float32", "bf16": "bf16", "fp16": "fp16"}  # by --amp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     scored = scored_as_in_training(subject, scene, config)
     report = reported(store, subject, scene, scored, config)
     if expected is not None:
-        report |= compared(report["metrics"], expected, config)
+        report |= compared(report["metrics"], expected, subject, config)
     return report
 
 
@@ -190,6 +191,7 @@ class Expected:
     run_id: str
     metrics: dict[str, float]
     is_same: bool  # whether it is the one that is scored
+    of_training: bool  # its validation's, not an evaluation's
 
 
 def expected_of_run(store: Any, subject: Subject, scene: Scene, config: EvaluateConfig) -> Expected:
@@ -210,10 +212,11 @@ def expected_of_run(store: Any, subject: Subject, scene: Scene, config: Evaluate
             f"Run {run_id} has no scores of {stored.name} on {scene.data.name} {scene.split} to expect. "
             f"Make them: python evaluate.py --run {run_id} --split {scene.split}"
         )
-    return Expected(name=stored.name, run_id=run_id, metrics=metrics, is_same=bool(same))
+    of_training = prefixes[-1] == "val/" and any(f"val/{name}" in stored.metrics for name in NAMES)
+    return Expected(name=stored.name, run_id=run_id, metrics=metrics, is_same=bool(same), of_training=of_training)
 
 
-def compared(metrics: dict[str, float], expected: Expected, config: EvaluateConfig) -> dict[str, Any]:
+def compared(metrics: dict[str, float], expected: Expected, subject: Subject, config: EvaluateConfig) -> dict[str, Any]:
     """`expected` and `as_expected` of the report."""
     tolerance = TOLERANCE if config.tolerance is None else config.tolerance
     apart = {name: (value, metrics.get(name)) for name, value in expected.metrics.items()}
@@ -229,10 +232,31 @@ def compared(metrics: dict[str, float], expected: Expected, config: EvaluateConf
         )
     for line in wrong:
         say(f"not as expected: {line}")
+    if wrong and expected.is_same and (cause := computed_otherwise(subject, config)):
+        whose = "the run's scores were" if expected.of_training else "evaluations are, unless told otherwise,"
+        say(f"the evident cause: {whose} computed {cause}")
     if not wrong:
         equal = "to the last digit" if all(value == now for value, now in apart.values()) else "within --tolerance"
         say(f"as expected: the {len(apart)} scores of {of_run}, {equal}")
     return {"expected": expected.metrics, "as_expected": not wrong}
+
+
+def computed_otherwise(subject: Subject, config: EvaluateConfig) -> str | None:
+    """How training's validation computed scores, and how these were, where that is not the same."""
+    settings = subject.settings
+    precision, batch = settings.get("amp") or "off", settings.get("batch_size")
+    reference = bool((subject.checkpoint.get("config") or {}).get("reference"))
+    modules = {False: "without --reference", True: "with --reference"}
+    pairs = [
+        (f"in {PRECISIONS[precision]}", f"in {PRECISIONS[subject.precision]}"),
+        (modules[reference], modules[subject.reference]),
+        (f"in batches of {batch}", f"in batches of {config.batch_size or batch}"),
+    ]
+    differ = [pair for pair in pairs if pair[0] != pair[1]]
+    if not differ:
+        return None
+    then, now = (", ".join(words) for words in zip(*differ, strict=True))
+    return f"{then}, these {now}"
 
 
 def store_for(config: EvaluateConfig) -> Any:

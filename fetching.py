@@ -17,6 +17,7 @@ from models import record
 from progress import say
 from tracking.connection import store_uri
 from tracking.errors import RunUnknown
+from tracking.metric_names import metrics_meant
 from workspace import BEST, RunFolder, WorkspaceError, deliver_if_idle, local_run, run_folders
 
 if TYPE_CHECKING:
@@ -113,10 +114,8 @@ def select(checkpoints: list[Any], which: str, metric: str, run_id: str) -> Any:
     if which == "best":
         scored = [one for one in checkpoints if metric in one.metrics]
         if not scored:
-            metrics = sorted({name for one in checkpoints for name in one.metrics})
-            raise WorkspaceError(
-                f"No checkpoint of run {run_id} has {metric!r}; it has: {', '.join(metrics) or 'none'}"
-            )
+            told = metrics_meant(metric, {name for one in checkpoints for name in one.metrics})
+            raise WorkspaceError(f"No checkpoint of run {run_id} has {metric!r}; {told}")
         return best_kept(scored, metric)
     name = f"epoch-{int(which):03d}" if which.isdecimal() else which
     matching = [one for one in checkpoints if one.name == name]

@@ -247,8 +247,8 @@ def ap_curves(
 def ap_by_epoch(
     curves: Mapping[str, Sequence[tuple[float, float, tuple[float, float] | None]]], path: Path, *, title: str
 ) -> None:
-    """(epochs done, value, its interval or None) of each metric as a PNG file, intervals shaded."""
-    with _axes(path, "epochs done", "AP; shaded: its 95% interval", has_title=True) as axes:
+    """(epoch, value, its interval or None) of each metric as a PNG file, intervals shaded."""
+    with _axes(path, "epoch, as the checkpoints are numbered", "AP; shaded: its 95% interval", has_title=True) as axes:
         for name, points in curves.items():
             epochs, values, intervals = zip(*points, strict=True)
             (line,) = axes.plot(epochs, values, marker="o", label=name)

@@ -38,6 +38,7 @@ from resuming import Position, Start
 from retention import newest_and_best, parse_keep
 from tracking import environment
 from tracking.journal import Journal
+from tracking.metric_names import metrics_meant
 from tracking.store import Store
 
 
@@ -269,9 +270,8 @@ def require_metric(name: str, data: DetectionData) -> None:
     truth = metrics.coco_ground_truth(data.records("val"), data.classes)
     scores = validation_metrics(metrics.coco_metrics(truth, []))
     if name not in scores:
-        raise commandline.ConfigError(
-            f"--best-metric {name} is not logged here; there are: {', '.join(sorted(scores))}"
-        )
+        told = metrics_meant(name, scores)
+        raise commandline.ConfigError(f"--best-metric {name} is not logged here; {told}")
 
 
 def validation_metrics(scores: dict[str, Any]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """What infer.py looks at: files, folders and patterns become files, and these become pictures one after another."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,9 @@ def find_files(sources: Sequence[str], leave_out: Path | None = None) -> list[Pa
         if not found:
             known = ", ".join((*images.SUFFIXES, *video.SUFFIXES))
             message = f"{source} is no file, no pattern that fits one, and no folder with images or videos ({known})"
-            raise workspace.WorkspaceError(message)
+            is_word = Path(source).name == source and not Path(source).suffix
+            run = f". If it is a RUN: --run {shlex.quote(source)} SOURCE …" if is_word else ""
+            raise workspace.WorkspaceError(message + run)
         for file in found:
             files.setdefault((file.parent.resolve(), file.name), file)
     return list(files.values())

@@ -47,7 +47,7 @@ def main(store: Any, config: Any) -> dict[str, Any]:
         subject = _fetched(store, stored, config)
         scene = scene or scene_of(store, subject.checkpoint, config)
         rows.append(_row(stored, subject, scene, config, aloud=not rows))
-        say(_line(rows[-1]))
+        say(f"scored {stored.name}, {len(rows)} of {len(kept)}")
     best = max(rows, key=lambda row: row["metrics"].get("AP", 0.0))["checkpoint"]
     report = {"run_id": run_id, **about(scene), "checkpoints": rows, "best": best, "evaluation_run_id": None}
     _keep(store, report, subject, scene, config)
@@ -102,10 +102,10 @@ def _title(subject: Subject, scene: Scene) -> str:
 def _curves(
     rows: Sequence[dict[str, Any]], steps_per_epoch: int
 ) -> dict[str, list[tuple[float, float, tuple[float, float] | None]]]:
-    """{metric: [(epochs done, value, interval)]}."""
+    """{metric: [(epoch, value, interval)]}, epochs as checkpoints count them: the first ends at 0."""
     return {
         name: [
-            (row["step"] / steps_per_epoch, row["metrics"][name], row["intervals"].get(name))
+            (row["step"] / steps_per_epoch - 1, row["metrics"][name], row["intervals"].get(name))
             for row in rows
             if name in row["metrics"]
         ]

@@ -17,6 +17,7 @@ from commandline import ConfigError, parse
 from compare import CompareConfig
 from config import TrainConfig, from_plain, to_plain
 from defaults import for_resume, resolved, to_repeat, with_model_of
+from evaluate import EvaluateConfig
 from prune import PruneConfig
 
 COCO = {"data": "/data/coco"}
@@ -226,6 +227,13 @@ def test_a_wrong_flag_is_one_message_and_exit_2(capfd, arguments, word):
     assert (caught.value.code, out) == (2, "")
     assert err.startswith("error: ") and word in err and err.count("\n") == 1
     assert "Traceback" not in err
+
+
+def test_a_word_that_may_be_a_run_is_said_to_need_its_option():
+    with pytest.raises(
+        ConfigError, match=r"'flip s2' belongs to no option \(if it is a RUN: --run 'flip s2'\)\. --help"
+    ):
+        parse(EvaluateConfig, ["flip s2"])
 
 
 def test_an_option_that_must_be_given_is_named():

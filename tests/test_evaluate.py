@@ -9,7 +9,7 @@ import evaluate
 import train
 from commandline import ConfigError
 from evaluate import EvaluateConfig
-from evaluating import scoring
+from evaluating import by_epoch, scoring
 from tests.conftest import last_checkpoint
 from tracking.records import NOTE
 
@@ -19,6 +19,7 @@ def test_every_checkpoint_is_scored_and_logged_by_step(trained, run_here, tmp_pa
         "evaluate.py", "--run", "small", "--which", "all", "--replicates", 20, "--json", "--output", tmp_path
     )
     assert ended.returncode == 0, ended.stderr
+    assert "scored epoch-001, 2 of 2" in ended.stderr and "AP50" not in ended.stderr  # the table is on stdout, once
     report, store = json.loads(ended.stdout), trained.store
     known = store.checkpoints(trained.run_id)
     assert [row["checkpoint"] for row in report["checkpoints"]] == [one.name for one in known] and len(known) == 2
@@ -100,7 +101,11 @@ def test_another_runs_checkpoint_and_other_scores_are_not_as_expected(home, smal
     monkeypatch.setattr("evaluating.scoring.score", better)
     config = EvaluateConfig(run=runs[0], expect_run=runs[0], no_log=True, replicates=0)
     assert evaluate.script(config) == 1
-    assert "not as expected: AP 0.00" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "not as expected: AP 0.00" in said and "evident cause" not in said
+    assert evaluate.script(replace(config, amp="bf16", reference=True, batch_size=1)) == 1
+    cause = "the evident cause: the run's scores were computed in float32, without --reference, in batches of 2, "
+    assert cause + "these in bf16, with --reference, in batches of 1\n" in capfd.readouterr().err
     assert evaluate.script(replace(config, tolerance=0.003)) == 0
 
 
@@ -113,3 +118,9 @@ def test_all_checkpoints_expect_nothing():
 def test_a_tolerance_of_nothing_is_refused(tolerance):
     with pytest.raises(ConfigError, match="--tolerance is of the comparison with --expect-run RUN"):
         EvaluateConfig(tolerance=tolerance)
+
+
+def test_the_figure_of_all_checkpoints_counts_epochs_as_they_do():
+    """Of four steps each; the third was stopped in its middle."""
+    rows = [{"step": step, "metrics": {"AP": 0.5}, "intervals": {}} for step in (4, 8, 10)]
+    assert by_epoch._curves(rows, 4) == {"AP": [(0, 0.5, None), (1, 0.5, None), (1.5, 0.5, None)], "AP50": []}

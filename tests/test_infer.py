@@ -388,3 +388,10 @@ def test_the_readmes_picture_has_a_row_a_run(trained, run_here, coco_folder, bro
         assert drawn.size == (detections.WIDTH, round(detections.WIDTH / 4 * 3 / 3) + round(detections.WIDTH / 4 * 3))
     with pytest.raises(SystemExit, match=r"broken\.jpg"):
         detections.main([str(picture), "--row", trained.run_id, str(broken)])
+
+
+def test_a_word_that_is_no_file_may_be_a_run():
+    with pytest.raises(WorkspaceError, match=r"\)\. If it is a RUN: --run flip-s2 SOURCE …$"):
+        find_files(["flip-s2"])
+    with pytest.raises(WorkspaceError, match=r"folder with images or videos \([^)]*\)$"):
+        find_files(["photos/flip-s2"])

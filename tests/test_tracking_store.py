@@ -318,6 +318,12 @@ def test_words_that_name_a_run(store):
         store.find_run("two")
     with pytest.raises(RunUnknown, match=f"(?s)newest are.*{ids[0]}"):
         store.find_run("three")
+    with pytest.raises(
+        RunUnknown, match=f"Names are given whole; so begin:\n  {ids[2]}  two  [A-Z]*\n  {ids[1]}  two  [A-Z]*$"
+    ):
+        store.find_run("tw")
+    with pytest.raises(RunUnknown, match="newest are"):
+        store.find_run("t_")  # no pattern
     with pytest.raises(RunUnknown, match="newest are"):
         store.find_run(ids[0][:3])
     with pytest.raises(RunUnknown, match="no runs yet"):

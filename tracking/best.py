@@ -4,6 +4,7 @@ from collections import defaultdict
 
 from tracking.errors import RunUnknown
 from tracking.find import RunReference, experiment_ids_of, stored_checkpoints
+from tracking.metric_names import metrics_meant
 from tracking.pages import every
 from tracking.records import StoredCheckpoint
 
@@ -19,8 +20,8 @@ def best_run(client, experiment: str, metric: str) -> RunReference:
     known = [one for one in found if one.run_id in runs and not one.pruned]
     scored = sorted((one for one in known if one.score is not None), key=lambda one: one.created)
     if not scored:
-        metrics = ", ".join(sorted({name for one in known for name in one.metrics})) or "no metric"
-        raise RunUnknown(f"No checkpoint in experiment {experiment!r} has {metric!r}; they have: {metrics}")
+        told = metrics_meant(metric, {name for one in known for name in one.metrics})
+        raise RunUnknown(f"No checkpoint in experiment {experiment!r} has {metric!r}; {told}")
     by_data: dict[str, list[StoredCheckpoint]] = defaultdict(list)
     for one in scored:
         by_data[one.scored_on[1]].append(one)

@@ -50,6 +50,12 @@ def _candidates(client, word: str, experiment_ids: list[str]) -> list:
     return runs
 
 
+def _beginning(client, word: str, experiment_ids: list[str]) -> list:
+    """Runs whose names begin so, newest first; in the store's language _ and % stand for any characters."""
+    found = _search(client, experiment_ids, f"attributes.run_name LIKE {_quoted(word + '%')}", 8 * MOST_LISTED)
+    return [run for run in found if run.info.run_name.startswith(word)]
+
+
 def run_copied_from(client, run_id: str):
     """mlflow's Run that is the copy of that run of another store, also where it was deleted; None without one."""
     from mlflow.entities import ViewType
@@ -120,13 +126,19 @@ def _unknown(client, word: str, experiment: str | None, experiment_ids: list[str
         run = elsewhere[0].info
         there = client.get_experiment(run.experiment_id).name
         return f"Run {word} ({run.run_id}, {run.run_name}) is in experiment {there!r}, not in {experiment!r}"
-    newest = _search(client, experiment_ids, "", 8 * MOST_LISTED) if experiment_ids else []
-    newest = [run for run in newest if run.data.tags.get("kind") not in NO_TRAINING][:MOST_LISTED]
+    newest = _trainings(_search(client, experiment_ids, "", 8 * MOST_LISTED)) if experiment_ids else []
     place = f" in experiment {experiment!r}" if experiment else ""
     if not newest:
         return f"No run {word!r}{place}: there are no runs yet. Start one: python train.py"
     short = f" (the beginning of an ID needs {SHORTEST_PREFIX} characters)" if len(word) < SHORTEST_PREFIX else ""
+    if begun := _trainings(_beginning(client, word, experiment_ids)):
+        return f"No run {word!r}{place}{short}. Names are given whole; so begin:\n{_listed(begun)}"
     return f"No run {word!r}{place}{short}. The newest are:\n{_listed(newest)}"
+
+
+def _trainings(runs) -> list:
+    """The first of them, evaluations and comparisons left out."""
+    return [run for run in runs if run.data.tags.get("kind") not in NO_TRAINING][:MOST_LISTED]
 
 
 def _listed(runs) -> str:

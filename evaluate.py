@@ -1,6 +1,7 @@
 """Score a checkpoint on a dataset's split with the COCO metrics."""
 
 import json
+import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from machine import require_precision
 from models import record
 from progress import say, say_page
 from tracking.errors import StoreError
+from tracking.records import FACTS
 
 NOT_AS_EXPECTED = 1  # exit code
 TOLERANCE = 0.001  # of scores in 0..1
@@ -203,17 +205,26 @@ def expected_of_run(store: Any, subject: Subject, scene: Scene, config: Evaluate
     same = [one for one in known if one.sha256 == subject.sha256]
     stored = same[0] if same else fetching.select(known, "best", config.metric, run_id)
     # Training's own scores come first: they are what is to be repeated.
-    prefixes = (metric_prefix(scene), *(("val/",) if scene.split == "val" else ()))
+    prefixes = (metric_prefix(scene), *(("val/",) if is_validation(scene, store.read_json(run_id, FACTS)) else ()))
     metrics = {
         name: stored.metrics[prefix + name] for prefix in prefixes for name in NAMES if prefix + name in stored.metrics
     }
     if not metrics:
+        data = f" --data {shlex.quote(str(config.data))}" if config.data else ""
         raise workspace.WorkspaceError(
             f"Run {run_id} has no scores of {stored.name} on {scene.data.name} {scene.split} to expect. "
-            f"Make them: python evaluate.py --run {run_id} --split {scene.split}"
+            f"Make them: python evaluate.py --run {run_id} --split {scene.split}{data}"
         )
     of_training = prefixes[-1] == "val/" and any(f"val/{name}" in stored.metrics for name in NAMES)
     return Expected(name=stored.name, run_id=run_id, metrics=metrics, is_same=bool(same), of_training=of_training)
+
+
+def is_validation(scene: Scene, facts: dict[str, Any] | None) -> bool:
+    """Whether it is what the run that `facts` tell of was validated on: by its path, or by its images and boxes."""
+    if scene.split != "val" or facts is None:
+        return scene.split == "val"
+    known = facts["dataset"].get("split_fingerprints") or {}
+    return scene.where == workspace.data_of(facts) or scene.data.split_fingerprint("val") == known.get("val")
 
 
 def compared(metrics: dict[str, float], expected: Expected, subject: Subject, config: EvaluateConfig) -> dict[str, Any]:

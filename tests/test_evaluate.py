@@ -1,6 +1,7 @@
 """evaluate.py of all checkpoints of a run, and of what a run is expected to have."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from evaluate import EvaluateConfig
 from evaluating import by_epoch, scoring
 from tests.conftest import last_checkpoint
 from tracking.records import NOTE
+from workspace import WorkspaceError
 
 
 def test_every_checkpoint_is_scored_and_logged_by_step(trained, run_here, tmp_path):
@@ -107,6 +109,11 @@ def test_another_runs_checkpoint_and_other_scores_are_not_as_expected(home, smal
     cause = "the evident cause: the run's scores were computed in float32, without --reference, in batches of 2, "
     assert cause + "these in bf16, with --reference, in batches of 1\n" in capfd.readouterr().err
     assert evaluate.script(replace(config, tolerance=0.003)) == 0
+    moved = shutil.copytree(small.data, home / "moved")
+    assert evaluate.script(replace(config, tolerance=0.003, data=str(moved))) == 0
+    others = str(moved / "annotations" / "instances_test.json")  # all of it is val, but not that of training
+    with pytest.raises(WorkspaceError, match=r"no scores of step-000001 on instances_test val to .* --data /"):
+        evaluate.script(replace(config, data=others))
 
 
 def test_all_checkpoints_expect_nothing():

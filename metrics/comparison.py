@@ -101,7 +101,7 @@ class Difference:
     low: float
     high: float
     image_variance: float  # of the difference of means, over draws of images; of seeds what they have in common
-    seed_variance: float  # of the difference of means, over seeds; 0 where each side has one
+    seed_variance: float  # … over seeds, at least their own part of that over images; 0 where each side has one
     degrees_of_freedom: float  # of the interval; infinite where each side has one seed
 
     @property
@@ -143,6 +143,7 @@ def difference(baseline: Sequence[Evaluated], candidate: Sequence[Evaluated], na
         degrees = welch_degrees(images, parts)
         half = student(degrees) * math.sqrt(images + seeds)
         bounds = (min(bounds[0], means[1] - means[0] - half), max(bounds[1], means[1] - means[0] + half))
+        seeds = max(seeds, own)
     low, high = _clipped(*bounds, -1.0)
     return Difference(
         baseline=means[0],

@@ -282,6 +282,7 @@ def test_a_training_that_passes_its_budget_stops_resumable(home, small, falling,
     assert "--keep all → best,last" in told and "--disk-budget 100MB → 240MB" in told
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(home, small):
     """A limit on the size of files, which is as good as a full disk to whoever writes one."""
     run_id = train.main(replace(small, max_steps=4))

@@ -254,6 +254,7 @@ def test_weights_changed_by_hand_are_no_longer_the_stores(home, small, restore):
 # -- registered models
 
 
+@pytest.mark.slow
 def test_a_registered_checkpoint_serves_every_script(home, small, run_script, restore, coco_folder):
     run_id = train.main(replace(small, publish="never"))
     uri = "models:/shapes@champion"

@@ -19,6 +19,7 @@ from tests.conftest import ROOT, SMALL, Trained, copy_of_repository, script_runn
 from tracking.store import open_store
 
 
+@pytest.mark.slow
 def test_train_prints_the_run_id_and_nothing_else_and_its_run_in_mlflow_is_whole(tmp_path, coco_folder, empty_database):
     folder = copy_of_repository(tmp_path / "repository")
     shutil.copy(empty_database, folder / "mlflow.db")
@@ -98,6 +99,7 @@ def flipped(content: bytes) -> bytes:
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
+@pytest.mark.slow
 def test_the_restored_checkpoint_scores_as_in_training(trained, run_here, tmp_path):
     """In another folder; the last one in another process and from another working directory too."""
     other = tmp_path / "elsewhere"

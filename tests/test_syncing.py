@@ -58,6 +58,7 @@ def copy_in(store: Store, run_id: str) -> str:
     return copy
 
 
+@pytest.mark.slow
 def test_a_whole_run_arrives_once_and_is_completed_when_it_went_on(home, small, laptop, capfd):
     run_id = train.main(replace(small, run_name="a", group="g", tag=("who=me",), max_steps=4))
     evaluate.main(EvaluateConfig(run=run_id, split="test", workers=0))

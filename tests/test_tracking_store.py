@@ -1,5 +1,6 @@
 """Delivery into a real sqlite store, and what the scripts read back from it."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import fetching
-from tracking import ask, peek
+from tracking import ask, peek, view
 from tracking.journal import Journal
 from tracking.run import TrackedRun, metric_name
 from tracking.sender import Sender, sync
@@ -417,6 +418,27 @@ def test_a_peek_agrees_with_the_store(store, started):
     assert peek.newest_runs("sqlite:////nowhere/mlflow.db") is None
     (store.root / "broken.db").write_text("not a database")
     assert peek.newest_runs(f"sqlite:///{store.root / 'broken.db'}") is None
+
+
+def test_the_first_users_of_an_experiment_may_arrange_its_charts_at_once(store):
+    """Another process writes the view between MLflow's look whether it is there, and its writing it."""
+    import sqlalchemy
+
+    row = (view.TAG, view.overview(), store.experiment("blood"))
+    others = []
+
+    def write_first(*_: object) -> None:
+        if not others:
+            others.append(row)
+            with contextlib.closing(sqlite3.connect(store.root / "mlflow.db", isolation_level=None)) as database:
+                database.execute("INSERT INTO experiment_tags (key, value, experiment_id) VALUES (?, ?, ?)", row)
+
+    sqlalchemy.event.listen(sqlalchemy.orm.Session, "before_flush", write_first)
+    try:
+        view.arrange_charts(store.client, row[2])
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.orm.Session, "before_flush", write_first)
+    assert others and store.client.get_experiment(row[2]).tags[view.TAG] == row[1]
 
 
 def test_a_deleted_experiment_is_the_users_to_mend(store):

@@ -27,9 +27,16 @@ COLUMNS = (
 
 def arrange_charts(client, experiment_id: str) -> None:
     """Give the experiment our view, unless it has it."""
+    from mlflow.exceptions import MlflowException
+
     arranged = overview()
-    if client.get_experiment(experiment_id).tags.get(TAG) != arranged:
+    if client.get_experiment(experiment_id).tags.get(TAG) == arranged:
+        return
+    try:
         client.set_experiment_tag(experiment_id, TAG, arranged)
+    except MlflowException:  # another first user of the experiment may have done so at this very moment
+        if client.get_experiment(experiment_id).tags.get(TAG) != arranged:
+            raise
 
 
 def overview() -> str:

@@ -93,7 +93,7 @@ def of_data(saved: dict[str, Any], data: "DetectionData", store: Any) -> str:
     words += [f"new: {listed(meant(name, gone) for name in new)}"] if new else []
     words = words or (["in another order"] if had != list(data.classes) else [])
     parts = [f"classes differ ({'; '.join(words)})"] if words else []
-    before, contents = saved["dataset"].get("split_fingerprints") or {}, None
+    before, contents = workspace.split_fingerprints(saved), None
     for split in dict.fromkeys((*before, *data.splits)):
         if split not in data.splits:
             parts.append(f"{split} is gone")

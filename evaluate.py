@@ -205,7 +205,7 @@ def expected_of_run(store: Any, subject: Subject, scene: Scene, config: Evaluate
     same = [one for one in known if one.sha256 == subject.sha256]
     stored = same[0] if same else fetching.select(known, "best", config.metric, run_id)
     # Training's own scores come first: they are what is to be repeated.
-    prefixes = (metric_prefix(scene), *(("val/",) if is_validation(scene, store.read_json(run_id, FACTS)) else ()))
+    prefixes = (metric_prefix(scene), *(("val/",) if is_validation(scene, store, run_id) else ()))
     metrics = {
         name: stored.metrics[prefix + name] for prefix in prefixes for name in NAMES if prefix + name in stored.metrics
     }
@@ -219,12 +219,14 @@ def expected_of_run(store: Any, subject: Subject, scene: Scene, config: Evaluate
     return Expected(name=stored.name, run_id=run_id, metrics=metrics, is_same=bool(same), of_training=of_training)
 
 
-def is_validation(scene: Scene, facts: dict[str, Any] | None) -> bool:
-    """Whether it is what the run that `facts` tell of was validated on: by its path, or by its images and boxes."""
-    if scene.split != "val" or facts is None:
-        return scene.split == "val"
-    known = facts["dataset"].get("split_fingerprints") or {}
-    return scene.where == workspace.data_of(facts) or scene.data.split_fingerprint("val") == known.get("val")
+def is_validation(scene: Scene, store: Any, run_id: str) -> bool:
+    """Whether it is what the run was validated on, by its path or its images and boxes, as far as the store knows."""
+    if scene.split != "val":
+        return False
+    facts = store.read_json(run_id, FACTS)
+    if facts is None or scene.where == workspace.data_of(facts):
+        return True
+    return scene.data.split_fingerprint("val") == workspace.split_fingerprints(facts).get("val")
 
 
 def compared(metrics: dict[str, float], expected: Expected, subject: Subject, config: EvaluateConfig) -> dict[str, Any]:

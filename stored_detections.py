@@ -270,7 +270,7 @@ def _keeps(store: Any, evaluation: Any) -> bool:
 
 
 def _is_on_own_data(evaluation: Any, facts: Mapping[str, Any], split: str) -> bool:
-    own = (facts.get("dataset") or {}).get("split_fingerprints", {}).get(split)
+    own = workspace.split_fingerprints(facts).get(split)
     return any(dataset["digest"] == own for dataset in evaluation.datasets)
 
 

@@ -324,6 +324,11 @@ def require_writable(folder: Path, mend: str = "Choose another --output") -> Non
         raise WorkspaceError(f"The folder {folder} cannot be written. {mend}")
 
 
+def split_fingerprints(facts: dict[str, Any]) -> dict[str, str]:
+    """{split: fingerprint} of what a run or checkpoint was trained with, as far as it is known."""
+    return (facts.get("dataset") or {}).get("split_fingerprints") or {}
+
+
 def data_of(facts: dict[str, Any]) -> str | None:
     """The --data that a run or checkpoint was trained with; inside a repository that was moved since, as it is now.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import metrics
 import stored_detections
+import workspace
 from comparing import differences, incomplete, words
 from comparing.same_images import SameImages
 from metrics import Evaluated
@@ -169,7 +170,7 @@ def flattered(runs: Sequence[Detected], chosen: Sequence[Detected]) -> str:
 def instead(sides: Sequence[Side], config: Any) -> str:
     """The commands that compare on a split which chose nothing: what is scored there already is not scored anew."""
     runs = [run for side in sides for run in side.runs]
-    if not all("test" in (run.facts.get("dataset") or {}).get("split_fingerprints", {}) for run in runs):
+    if not all("test" in workspace.split_fingerprints(run.facts) for run in runs):
         return "The data have no test split; of RUNs, --which last compares checkpoints that no score chose"
     found = {run.holder.run_id: stored_detections.evaluation_of(run, "test") for run in runs}
     missing = [run for run in runs if found[run.holder.run_id] is None]

@@ -169,7 +169,7 @@ def data(baseline: Sequence[Detected], candidate: Sequence[Detected]) -> list[st
 def _fingerprints(side: Sequence[Detected]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for run in side:
-        for split, fingerprint in ((run.facts.get("dataset") or {}).get("split_fingerprints") or {}).items():
+        for split, fingerprint in workspace.split_fingerprints(run.facts).items():
             found.setdefault(split, set()).add(fingerprint)
     return found
 

@@ -87,7 +87,8 @@ class DetectionData:
             )
         more = ", …" if len(self.classes) > CLASSES_NAMED else ""
         lines.append(f"  {len(self.classes)} classes: {', '.join(self.classes[:CLASSES_NAMED])}{more}")
-        of_others = [each for each in self.all_defects if scored and each.split not in (scored, NO_SPLIT, "")]
-        told = [each for each in self.all_defects if each not in of_others]
+        told, of_others = [], []
+        for each in self.all_defects:
+            (told if scored is None or each.split in (scored, NO_SPLIT, "") else of_others).append(each)
         lines += [f"  {line}" for line in defect_lines(told, named)]
         return lines + [f"  of other splits: {tally(of_others)} (check_data.py names them)"] * bool(of_others)

@@ -133,7 +133,7 @@ def notes_on_data(
     import changes
     from data.fingerprint import contents, images_in, images_of
 
-    before = (checkpoint.get("dataset") or {}).get("split_fingerprints") or {}
+    before = workspace.split_fingerprints(checkpoint)
     now = data.split_fingerprint(split)
     if now == before.get("train"):
         return [f"note: {split!r} is what the checkpoint was trained on: the score tells nothing of other images"]
